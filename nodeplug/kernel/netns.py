@@ -1,0 +1,110 @@
+"""Network namespaces as descriptors: opening one, telling two apart, a socket or a short stay inside.
+
+A thread that could not come back from a namespace must not do anything else: `Stranded` says so, and whoever owns the
+thread ends it (a one-shot process exits, the worker retires the thread).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from contextlib import contextmanager
+
+from nodeplug.kernel import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+SELF = "/proc/thread-self/ns/net"
+_NS_GET_NSTYPE = 0xB703
+
+
+class Stranded(BaseException):
+    """The calling thread is still inside a foreign network namespace and must end now.
+
+    Not an `Exception`, so that no boundary mistakes it for a failed call that may be answered and followed by another.
+    """
+
+
+class Netns:
+    """An open network namespace. Closed by `close()`, by `with`, or with the process."""
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str) -> Netns:
+        """Open the namespace that is mounted or linked at `path`.
+
+        Raises FileNotFoundError when nothing is there, and OSError(EINVAL) when what is there is no network namespace
+        (a runtime that died half-way leaves plain files in /run/netns).
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not is_netns(fd):
+                raise OSError(errno.EINVAL, "not a network namespace", path)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, path)
+
+    def identity(self) -> tuple[int, int]:
+        """(device, inode): equal for two descriptors of one namespace, different for any two that live."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Netns:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_netns(fd: int) -> bool:
+    """Whether `fd` is open on a network namespace: ioctl NS_GET_NSTYPE, see ioctl_ns(2)."""
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == libc.CLONE_NEWNET
+    except OSError:
+        return False
+
+
+def own_identity() -> tuple[int, int]:
+    """The calling thread's namespace, as `Netns.identity()` gives it."""
+    status = os.stat(SELF)
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def entered(netns: Netns) -> Iterator[None]:
+    """Run the body in `netns`. No child may be started inside. Raises `Stranded` if the thread could not come back."""
+    home = os.open(SELF, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.setns(netns.fd, libc.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            try:
+                libc.setns(home, libc.CLONE_NEWNET)
+            except OSError as error:
+                raise Stranded(f"could not return from {netns.path}: {error}") from error
+    finally:
+        os.close(home)
+
+
+def inside(netns: Netns, make: Callable[[], T]) -> T:
+    """What `make()` returns when called inside `netns`: a socket belongs for ever to the namespace it was made in."""
+    with entered(netns):
+        return make()
