@@ -1,0 +1,37 @@
+"""A call is a value: what an exec door is asked and what it answers.
+
+`main` makes a `Call` from its process, the worker from a frame, a test or the harness by hand. A door is one function
+`answer(call) -> Answer` that never raises. Imports records only.
+"""
+
+from __future__ import annotations
+
+from nodeplug.core.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Call(Record):
+    """One execution of a plugin.
+
+    `contract` is the door ("cni", "flexvolume"), `name` the plugin it was called as, `argv` what follows that name.
+    `files` are descriptors that came with the call ("netns": CNI_NETNS as the caller opened it); the receiver of the
+    call closes them.
+    """
+
+    contract: str
+    name: str
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str]
+    stdin: bytes = b""
+    files: Mapping[str, int] | None = None
+
+
+class Answer(Record):
+    """What the process prints and its exit code."""
+
+    code: int
+    stdout: bytes = b""
+    stderr: bytes = b""

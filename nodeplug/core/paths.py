@@ -1,0 +1,10 @@
+"""Where nodeplug keeps things. Every path can be changed by settings or flags; these are the defaults."""
+
+from __future__ import annotations
+
+ETC = "/etc/nodeplug"  # settings: nodeplug.toml and conf.d/*.toml
+RUN = "/run/nodeplug"  # gone with the reboot, as what it describes is: locks, attachments, sockets
+VAR = "/var/lib/nodeplug"  # kept
+LOG = "/var/log/nodeplug"
+
+LOCKS = RUN + "/lock"
