@@ -46,10 +46,10 @@ class Key:
         self.name = name
 
 
-def key(parser: Callable[[Any, str], T], *, default: Any = REQUIRED, help: str = "", name: str = "") -> T:
+def key(parser: Callable[..., T], *, default: Any = REQUIRED, help: str = "", name: str = "") -> T:
     """Declare a field that documents may carry.
 
-    `parser(value, path)` returns the field's value or raises `document.Wrong`. `name` is the key in the document where
+    `parser(value, at)` returns the field's value or raises `document.Wrong`. `name` is the key in the document where
     it differs from the field's (the wire's `ipMasq` for `ip_masq`).
     """
     return Key(parser, default, help, name)  # type: ignore[return-value]  # the field's type is what its parser returns

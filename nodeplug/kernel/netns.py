@@ -47,13 +47,14 @@ class Netns:
         Raises FileNotFoundError when nothing is there, and OSError(EINVAL) when what is there is no network namespace
         (a runtime that died half-way leaves plain files in /run/netns).
         """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if not is_netns(fd):
-                raise OSError(errno.EINVAL, "not a network namespace", path)
-        except BaseException:
+        return cls.adopt(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+
+    @classmethod
+    def adopt(cls, fd: int, path: str) -> Netns:
+        """Take over a descriptor; `path` is what it is called in messages. Raises OSError(EINVAL), and closes `fd`."""
+        if not is_netns(fd):
             os.close(fd)
-            raise
+            raise OSError(errno.EINVAL, "not a network namespace", path)
         return cls(fd, path)
 
     def identity(self) -> tuple[int, int]:

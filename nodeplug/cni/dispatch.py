@@ -1,0 +1,259 @@
+"""One CNI call from variables to answer: gate, open the namespace, call the plugin, translate.
+
+`answer(call)` is the door. It keeps no state of the process: the worker calls it from many threads. Plugins are reached
+through static tables and imported when they are called for.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib import import_module
+
+from nodeplug.cni import protocol
+from nodeplug.cni.contract import (
+    AddRequest,
+    CheckRequest,
+    DelRequest,
+    GcRequest,
+    NetnsInvalid,
+    Request,
+    StatusRequest,
+)
+from nodeplug.cni.delegate import Executed, InProcess
+from nodeplug.core import errors, log
+from nodeplug.core.call import Answer
+from nodeplug.core.errors import ConfigInvalid, Error, Internal
+from nodeplug.kernel import netns as namespaces
+from nodeplug.kernel.netns import Netns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from nodeplug.cni.contract import Plugin
+    from nodeplug.core.call import Call
+
+PLUGINS = {
+    "loopback": "nodeplug.cni.plugins.loopback:Loopback",
+}
+IPAM: dict[str, str] = {}
+
+
+def answer(call: Call, *, to: log.Log, plugin: type[Plugin] | None = None) -> Answer:
+    """Serve one call, and tell `to` of it. `plugin` is what runs; without it, the one of ours that `call.name` names.
+
+    No error leaves it except `Stranded`, after which the calling thread must end.
+    """
+    return _Service(call, to, plugin).answer()
+
+
+def refuse(error: Error, command: str) -> Answer:
+    """The answer to a call that could not even be taken from its process."""
+    return Answer(code=1, stdout=protocol.write_error(error, command, ""))
+
+
+def implementation(name: str) -> type[Plugin]:
+    """One of our own plugins. Raises `ConfigInvalid` when there is none of that name."""
+    where = PLUGINS.get(name) or IPAM.get(name)
+    if where is None:
+        known = ", ".join(sorted((*PLUGINS, *IPAM)))
+        raise ConfigInvalid(f"nodeplug has no CNI plugin {name!r}", hint=f"it has {known}; the file's name selects one")
+    return _load(where)
+
+
+def _load(where: str) -> type[Plugin]:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]  # the tables above name plugins
+
+
+class _Service:
+    """What is known of one call so far, for its answer and its log record."""
+
+    def __init__(self, call: Call, to: log.Log, plugin: type[Plugin] | None) -> None:
+        self.call = call
+        self.log = to
+        self.plugin = plugin
+        self.command = call.env.get("CNI_COMMAND", "")
+        self.version = ""
+        self.network = ""
+        self.warnings: list[str] = []
+
+    def answer(self) -> Answer:
+        started = time.monotonic()
+        error: Error | None = None
+        stdout = b""
+        try:
+            if not self.command:
+                return self._about()
+            stdout = self._serve()
+        except Error as raised:
+            error = raised
+        except OSError as raised:
+            error = errors.from_os(raised, f"{self.command or 'plugin'} failed")
+        except Exception as raised:
+            error = _fault(raised)
+        stderr = "".join(f"nodeplug: {sentence}\n" for sentence in self.warnings).encode("utf-8", "replace")
+        self._record(error, (time.monotonic() - started) * 1000)
+        if error is not None:
+            return Answer(code=1, stdout=protocol.write_error(error, self.command, self.version), stderr=stderr)
+        return Answer(code=0, stdout=stdout, stderr=stderr)
+
+    def _about(self) -> Answer:
+        plugin = self.plugin or implementation(self.call.name)
+        return Answer(code=0, stderr=protocol.about(self.call.name, plugin.versions))
+
+    def _serve(self) -> bytes:
+        plugin = self.plugin or implementation(self.call.name)
+        protocol.environment(self.call)
+        if self.command == "VERSION":
+            return protocol.write_version(plugin.versions)
+        data, preamble = protocol.configuration(self.call.stdin)
+        self.version, self.network = preamble.version, preamble.network
+        if self.command not in protocol.OPS:
+            raise protocol.unknown_command(self.command)
+        protocol.gate(self.command, preamble.version, plugin.versions)
+        opened = self._netns(plugin)
+        try:
+            request = self._request(plugin, data, preamble, opened)
+            if request is None:
+                return b""
+            if preamble.ipam_type:
+                request = request.replace(ipam=self._ipam(preamble.ipam_type, request, data))
+            return self._call(plugin(), request)
+        finally:
+            if opened is not None:
+                opened.close()
+
+    def _netns(self, plugin: type[Plugin]) -> Netns | None:
+        """CNI_NETNS, open, and known not to be the host's: both before anything is touched.
+
+        For DEL a namespace that cannot be used is one that is gone. That includes the host's own: the path of an ended
+        process names it once its pid has been taken again (containernetworking/plugins#714).
+        """
+        path = self.call.env.get("CNI_NETNS", "")
+        if self.command not in ("ADD", "CHECK", "DEL"):
+            return None
+        if not plugin.needs_netns:
+            return Netns(-1, path)
+        try:
+            opened = self._open(path)
+        except OSError as error:
+            if self.command == "DEL":
+                return None
+            raise NetnsInvalid(
+                f"failed to open netns {path!r}: {error.strerror}",
+                hint="the sandbox may have ended; the path must be a network namespace",
+            ) from error
+        if opened.identity() != namespaces.own_identity() or self._override():
+            return opened
+        opened.close()
+        if self.command == "DEL":
+            self.warnings.append(f"CNI_NETNS {path!r} is the plugin's own namespace, so the sandbox is taken for gone")
+            return None
+        raise NetnsInvalid(
+            f"CNI_NETNS {path!r} is the plugin's own network namespace",
+            hint="name the sandbox's; CNI_NETNS_OVERRIDE=1 allows it where it is meant",
+        )
+
+    def _open(self, path: str) -> Netns:
+        fd = (self.call.files or {}).get("netns")
+        return Netns.open(path) if fd is None else Netns.adopt(os.dup(fd), path)
+
+    def _override(self) -> bool:
+        return self.call.env.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")
+
+    def _request(
+        self, plugin: type[Plugin], data: dict[str, Any], preamble: protocol.Preamble, netns: Netns | None
+    ) -> Request | None:
+        """The plugin's request; None when there is nothing it may do."""
+        env = self.call.env
+        common: dict[str, Any] = {
+            "config": protocol.plugin_configuration(plugin.config, data),
+            "version": preamble.version,
+            "network": preamble.network,
+            "prev_result": None,
+            "ipam": None,
+            "warn": self.warnings.append,
+            "env": env,
+            "raw": self.call.stdin,
+        }
+        if self.command == "STATUS":
+            return StatusRequest(**common)
+        if self.command == "GC":
+            valid = protocol.valid_attachments(preamble)
+            if valid is None:
+                self.warnings.append("GC came without a list of valid attachments, so nothing was removed")
+                return None
+            return GcRequest(**common, valid=valid)
+        if preamble.prev_result is not None:
+            common["prev_result"] = protocol.read_result(preamble.prev_result, preamble.version, "$.prevResult")
+        common["container"] = env["CNI_CONTAINERID"]
+        common["ifname"] = env["CNI_IFNAME"]
+        common["args"] = protocol.arguments(env.get("CNI_ARGS", ""), plugin.args)
+        if self.command == "DEL":
+            return DelRequest(**common, netns=netns, netns_path=env.get("CNI_NETNS", ""))
+        assert netns is not None, "_netns gives one to ADD and CHECK, or raises"
+        if self.command == "ADD":
+            return AddRequest(**common, netns=netns)
+        if common["prev_result"] is None:
+            raise ConfigInvalid("Required prevResult missing", hint="CHECK is given the result of the chain's ADD")
+        return CheckRequest(**common, netns=netns)
+
+    def _ipam(self, type: str, request: Request, data: dict[str, Any]) -> InProcess | Executed:
+        if type in IPAM:
+            return InProcess(_load(IPAM[type]), request, data)
+        return Executed(type, request)
+
+    def _call(self, plugin: Plugin, request: Request) -> bytes:
+        if isinstance(request, AddRequest):
+            return protocol.write_result(plugin.add(request), request.version)
+        if isinstance(request, DelRequest):
+            plugin.delete(request)
+        elif isinstance(request, CheckRequest):
+            plugin.check(request)
+        elif isinstance(request, GcRequest):
+            plugin.gc(request)
+        elif isinstance(request, StatusRequest):
+            plugin.status(request)
+        return b""
+
+    def _record(self, error: Error | None, duration: float) -> None:
+        env = self.call.env
+        where = (self.network, env.get("CNI_CONTAINERID", ""), env.get("CNI_IFNAME", ""))
+        common: dict[str, Any] = {
+            "contract": "cni",
+            "op": f"{self.call.name} {self.command}",
+            "id": "/".join(part for part in where if part),
+            "pod": _pod(env),
+        }
+        for sentence in self.warnings:
+            self.log.write(log.Event(**common, level="warning", outcome="note", message=sentence))
+        if error is None:
+            self.log.write(log.Event(**common, duration_ms=duration))
+        else:
+            code = protocol.error_code(error, self.command)
+            event = log.Event(
+                **common, duration_ms=duration, level="error", outcome="error", code=code, message=str(error)
+            )
+            self.log.write(event)
+
+
+def _pod(env: Mapping[str, str]) -> log.Pod | None:
+    """The pod as CNI_ARGS names it, where a kubelet's runtime calls."""
+    found = protocol.arguments(env.get("CNI_ARGS", ""), ())
+    if "K8S_POD_NAME" not in found:
+        return None
+    return log.Pod(
+        namespace=found.get("K8S_POD_NAMESPACE", ""), name=found["K8S_POD_NAME"], uid=found.get("K8S_POD_UID", "")
+    )
+
+
+def _fault(error: Exception) -> Internal:
+    """An exception nobody foresaw, with the place it came from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "unknown"
+    return Internal(f"{type(error).__name__}: {error}", hint=f"a fault of the plugin, at {where}; please report it")

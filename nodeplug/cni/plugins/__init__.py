@@ -1,0 +1,1 @@
+"""Our CNI plugins, one file each, reached by name through `nodeplug.cni.dispatch`."""

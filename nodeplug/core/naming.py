@@ -1,0 +1,30 @@
+"""Names derived from identity, so that what a killed process left behind is found without any state.
+
+Imports the interpreter's own SHA-256; hashlib would bring OpenSSL along.
+"""
+
+from __future__ import annotations
+
+try:
+    from _sha256 import sha256  # type: ignore[import-not-found]  # no stubs for it
+except ImportError:  # Python 3.12 and later
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found]  # likewise
+    except ImportError:
+        from hashlib import sha256
+
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def identity(*parts: str) -> str:
+    """`np` and 13 base32 characters (65 bits) of SHA-256 over the parts: fits an interface name (15).
+
+    Parts are joined by NUL, which none of them can hold.
+    """
+    return "np" + digest("\0".join(parts), 13)
+
+
+def digest(text: str, length: int) -> str:
+    """The first `length` base32 characters of the SHA-256 of `text`."""
+    bits = int.from_bytes(sha256(text.encode("utf-8", "surrogatepass")).digest(), "big")
+    return "".join(_BASE32[bits >> (251 - 5 * n) & 31] for n in range(length))
