@@ -1,0 +1,1 @@
+"""Messages of the deviceplugin contract, one module a version."""

@@ -1,0 +1,1 @@
+"""Messages of the kms contract, one module a version."""

@@ -1,0 +1,1 @@
+"""Messages of the pluginregistration contract, one module a version."""

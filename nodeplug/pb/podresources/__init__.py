@@ -1,0 +1,1 @@
+"""Messages of the podresources contract, one module a version."""

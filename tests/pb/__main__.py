@@ -1,0 +1,3 @@
+from tests.pb import main
+
+main()
