@@ -14,7 +14,8 @@ import errno
 import os
 import struct
 import time
-from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
+from _socket import AF_NETLINK, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
+from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ NETLINK_NETFILTER = 12
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
 NLM_F_ECHO = 0x8
-NLM_F_DUMP_INTR = 0x10
 NLM_F_DUMP = 0x300
 NLM_F_REPLACE = 0x100
 NLM_F_EXCL = 0x200
@@ -36,9 +36,10 @@ NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
 NLA_F_NESTED = 0x8000
 
+NLMSG_ERROR = 2
 _NLMSG_NOOP = 1
-_NLMSG_ERROR = 2
 _NLMSG_DONE = 3
+_NLM_F_DUMP_INTR = 0x10
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
@@ -53,8 +54,14 @@ _ATTR = struct.Struct("=HH")
 _U16 = struct.Struct("=H")
 _ERRNO = struct.Struct("=i")
 _LENGTH = struct.Struct("=I")
-_RECEIVE = 256 * 1024
-_LARGE = 96 * 1024
+# The kernel makes a dump's parts as large as the reader's buffer, up to 32 KiB; a link with many functions takes more.
+_RECEIVE = 64 * 1024
+# With the default queue of 208 KiB and at most about 4.5 KiB charged for an answer.
+_TOGETHER = 32
+_ANSWER = 1024
+_ROOM = 96 * 1024
+_SO_SNDBUF = 7
+_SO_RCVBUF = 8
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _DUMP_ATTEMPTS = 8
@@ -95,8 +102,10 @@ class Message:
 
 
 def attr(type: int, value: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
+    """One attribute, padded to four bytes. Raises ValueError when the value does not fit a 16-bit length."""
     length = 4 + len(value)
+    if length > 0xFFFF:
+        raise ValueError(f"netlink attribute {type & _NLA_TYPE_MASK} of {len(value)} bytes; 65531 is the most")
     return _ATTR.pack(length, type) + value + bytes(-length % 4)
 
 
@@ -115,8 +124,10 @@ def attr_u32(type: int, value: int) -> bytes:
 
 
 def attr_text(type: int, value: str) -> bytes:
-    """A NUL-terminated string."""
-    return attr(type, value.encode() + b"\0")
+    """A NUL-terminated string. Raises ValueError when it has a NUL inside, where the kernel would end it."""
+    if "\0" in value:
+        raise ValueError(f"a NUL character in {value!r}")
+    return attr(type, value.encode("utf-8", "surrogateescape") + b"\0")
 
 
 def nest(type: int, *parts: bytes) -> bytes:
@@ -142,28 +153,38 @@ def attr_list(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
     return found
 
 
+def number(value: bytes | None) -> int:
+    """An unsigned attribute of any width, in the host's byte order; 0 when absent."""
+    return int.from_bytes(value, byteorder) if value else 0
+
+
+def text(value: bytes | None) -> str:
+    """A string attribute up to its NUL; empty when absent. `attr_text` makes the same bytes of it again."""
+    return value.split(b"\0", 1)[0].decode("utf-8", "surrogateescape") if value else ""
+
+
 class Netlink:
     """One netlink socket. Not shared between threads.
 
-    `netns` makes it a socket of that namespace, for ever. Every wait ends after `timeout` seconds with `TimeoutError`.
+    `netns` makes it a socket of that namespace, for ever. Every call ends within `timeout` seconds, with `TimeoutError`
+    if the kernel has not answered; the answer that comes later is passed over by the next call. Only the kernel is
+    listened to: whoever holds CAP_NET_ADMIN over a pod's namespace could send this socket forged acknowledgements.
     """
 
     def __init__(self, protocol: int, *, netns: Netns | None = None, timeout: float = 10.0) -> None:
-        def make() -> socket:
-            return socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
-
-        if netns is None:
-            self._socket = make()
-        else:
-            from nodeplug.kernel import netns as namespaces
-
-            self._socket = namespaces.inside(netns, make)
-        self._socket.settimeout(timeout)
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        self._socket = open_socket(protocol, netns)
+        self._timeout = timeout
+        self._buffer = bytearray(_RECEIVE)
+        self._view = memoryview(self._buffer)
         self._sequence = 0
-        if protocol == NETLINK_ROUTE:
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        try:
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+            if protocol == NETLINK_ROUTE:
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        except BaseException:
+            self._socket.close()
+            raise
 
     def close(self) -> None:
         self._socket.close()
@@ -178,7 +199,7 @@ class Netlink:
         return self._socket.fileno()
 
     def request(self, *messages: Message) -> list[bytes | None]:
-        """Send all in one call and wait until each is acknowledged; the kernel works in order and skips none.
+        """Send all and wait until each is acknowledged; the kernel works in order and skips none.
 
         Returns one payload per message where the kernel answered with one (a GET), else None. Raises `NetlinkError`
         for the first that was refused, after all have been answered, so that the socket is ready for the next call.
@@ -191,22 +212,27 @@ class Netlink:
 
     def attempt(self, *messages: Message) -> list[bytes | NetlinkError | None]:
         """Like `request`, but a refusal is returned in its message's place: for deletes that may find nothing."""
-        if not messages:
-            return []
+        outcome: list[bytes | NetlinkError | None] = []
+        # Answers queue up in the socket while the kernel works, and what finds no room there is lost.
+        for start in range(0, len(messages), _TOGETHER):
+            outcome += self._attempt(messages[start : start + _TOGETHER], start)
+        return outcome
+
+    def _attempt(self, messages: tuple[Message, ...], start: int) -> list[bytes | NetlinkError | None]:
         first = self._sequence + 1
         self._sequence += len(messages)
-        self._send(b"".join(message.encode(first + n, NLM_F_ACK) for n, message in enumerate(messages)))
+        self._send(b"".join([message.encode(first + n, NLM_F_ACK) for n, message in enumerate(messages)]), messages[0])
         outcome: list[bytes | NetlinkError | None] = [None] * len(messages)
-        waiting = len(messages)
-        deadline = self._deadline()
-        while waiting:
-            for type, flags, sequence, body in self._receive(deadline):
+        answered = 0
+        deadline = time.monotonic() + self._timeout
+        while answered < len(messages):
+            for type, flags, sequence, body in self._receive(deadline, messages[answered]):
                 index = (sequence - first) & 0xFFFFFFFF
                 if index >= len(messages):
                     continue  # the late answer to a request that was given up
-                if type == _NLMSG_ERROR:
-                    waiting -= 1
-                    error = _refusal(type, flags, body, messages[index], index)
+                if type == NLMSG_ERROR:
+                    answered += 1
+                    error = _refusal(type, flags, body, messages[index], start + index)
                     if error is not None:
                         outcome[index] = error
                 elif type != _NLMSG_NOOP:
@@ -216,37 +242,44 @@ class Netlink:
     def transaction(self, begin: Message, messages: Iterable[Message], end: Message) -> None:
         """Send a batch that takes effect whole or not at all (nfnetlink). Raises `NetlinkError` for the first refusal.
 
-        `begin` and `end` frame the batch and are not acknowledged; `index` in the error counts the messages between.
+        `begin` and `end` frame the batch; `index` in the error counts the messages between.
+        """
+        for error in self.attempt_transaction(begin, messages, end):
+            raise error
+
+    def attempt_transaction(self, begin: Message, messages: Iterable[Message], end: Message) -> list[NetlinkError]:
+        """Like `transaction`, but returns every refusal in the order of the messages; empty when all took effect.
+
+        Raises `NetlinkError` with index -1 when the batch as a whole was refused (no right, no memory, a lost race).
         """
         inner = list(messages)
         if not inner:
-            return
+            return []
         first = self._sequence + 1
-        self._sequence += len(inner) + 2
+        last = len(inner) + 1
+        self._sequence += last + 1
+        # Refusals always come back. Of the acknowledgements only the last is asked for: it says that all are in.
         parts = [begin.encode(first)]
-        parts += [message.encode(first + 1 + n, NLM_F_ACK) for n, message in enumerate(inner)]
-        parts.append(end.encode(first + 1 + len(inner)))
-        self._send(b"".join(parts))
-        failed: NetlinkError | None = None
-        answered = 0
-        deadline = self._deadline()
-        while answered < len(inner):
-            for type, flags, sequence, body in self._receive(deadline):
+        parts += [message.encode(first + 1 + n) for n, message in enumerate(inner[:-1])]
+        parts.append(inner[-1].encode(first + last - 1, NLM_F_ACK))
+        parts.append(end.encode(first + last))
+        self._make_room(sum(map(len, parts)), len(inner))
+        self._send(b"".join(parts), begin)
+        failed: list[NetlinkError] = []
+        deadline = time.monotonic() + self._timeout
+        while True:
+            for type, flags, sequence, body in self._receive(deadline, begin):
                 index = (sequence - first) & 0xFFFFFFFF
-                if type != _NLMSG_ERROR or index > len(inner) + 1:
+                if type != NLMSG_ERROR or index > last:
                     continue
-                if index in (0, len(inner) + 1):
-                    # A refused frame (EPERM, a lost generation race) stands for the whole batch: nothing else follows.
-                    error = _refusal(type, flags, body, begin, 0)
-                    if error is not None:
-                        raise failed or error
-                    continue
-                answered += 1
-                error = _refusal(type, flags, body, inner[index - 1], index - 1)
-                if failed is None:
-                    failed = error
-        if failed is not None:
-            raise failed
+                framed = index in (0, last)
+                error = _refusal(type, flags, body, begin if framed else inner[index - 1], -1 if framed else index - 1)
+                if framed and error is not None:
+                    raise error
+                if error is not None:
+                    failed.append(error)
+                if index == last - 1:
+                    return failed
 
     def dump(self, message: Message) -> list[bytes]:
         """The payloads of a dump. One that the kernel calls interrupted is started again, eight times at most.
@@ -257,64 +290,110 @@ class Netlink:
             payloads = self._dump_once(message)
             if payloads is not None:
                 return payloads
-        raise OSError(errno.EAGAIN, f"{message.call}: interrupted {_DUMP_ATTEMPTS} times", message.subject or None)
+        raise _failure(errno.EAGAIN, message, f"interrupted {_DUMP_ATTEMPTS} times by changes")
 
     def _dump_once(self, message: Message) -> list[bytes] | None:
         self._sequence += 1
         wanted = self._sequence & 0xFFFFFFFF
-        self._send(message.encode(wanted, NLM_F_DUMP))
+        self._send(message.encode(wanted, NLM_F_DUMP), message)
         payloads: list[bytes] = []
         interrupted = False
-        deadline = self._deadline()
+        deadline = time.monotonic() + self._timeout
         while True:
-            for type, flags, sequence, body in self._receive(deadline):
+            for type, flags, sequence, body in self._receive(deadline, message):
                 if sequence != wanted:
                     continue
-                interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
-                if type in (_NLMSG_ERROR, _NLMSG_DONE):
+                interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTR)
+                if type in (NLMSG_ERROR, _NLMSG_DONE):
                     error = _refusal(type, flags, body, message, 0)
-                    if error is None or (error.errno == errno.EINTR and interrupted):
-                        return None if interrupted else payloads
-                    raise error
+                    if error is not None:
+                        raise error
+                    return None if interrupted else payloads
                 payloads.append(body)
 
-    def _send(self, data: bytes) -> None:
-        # A batch is one send, and a send larger than the socket's buffer is refused (EMSGSIZE). The forced options pass
-        # the sysctl limits and need CAP_NET_ADMIN, without which no large batch would be accepted anyway.
-        if len(data) > _LARGE:
-            self._socket.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
-            self._socket.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, 4 * len(data))
-        self._socket.sendto(data, (0, 0))
+    def _make_room(self, size: int, answers: int) -> None:
+        """Let one send of `size` bytes, and as many refusals, fit the socket's queues."""
+        # The kernel doubles what is asked for. The forced options pass the sysctl limits but need CAP_NET_ADMIN in the
+        # first user namespace; without it what the limits allow has to do.
+        for option, forced, wanted in (
+            (_SO_SNDBUF, _SO_SNDBUFFORCE, size),
+            (_SO_RCVBUF, _SO_RCVBUFFORCE, answers * _ANSWER),
+        ):
+            if wanted > _ROOM:
+                try:
+                    self._socket.setsockopt(SOL_SOCKET, forced, wanted)
+                except PermissionError:
+                    self._socket.setsockopt(SOL_SOCKET, option, wanted)
 
-    def _deadline(self) -> float:
-        return time.monotonic() + (self._socket.gettimeout() or 10.0)
+    def _send(self, data: bytes, message: Message) -> None:
+        self._socket.settimeout(self._timeout)
+        try:
+            self._socket.sendto(data, (0, 0))
+        except OSError as error:
+            raise _failure(error.errno or errno.ETIMEDOUT, message, f"netlink send of {len(data)} bytes") from error
 
-    def _receive(self, deadline: float) -> list[tuple[int, int, int, bytes]]:
-        """The messages of one datagram as (type, flags, sequence, payload)."""
-        if time.monotonic() > deadline:
-            raise TimeoutError(errno.ETIMEDOUT, "netlink: no answer to this request in time")
-        data = self._socket.recv(_RECEIVE)
-        found = []
-        offset = 0
-        while offset + 16 <= len(data):
-            length, type, flags, sequence, _port = _HEADER.unpack_from(data, offset)
-            if length < 16 or offset + length > len(data):
-                break
-            found.append((type, flags, sequence, data[offset + 16 : offset + length]))
-            offset += (length + 3) & ~3
-        return found
+    def _receive(self, deadline: float, message: Message) -> list[tuple[int, int, int, bytes]]:
+        """What the kernel says next, as `split` gives it; `message` is the one waited for."""
+        while True:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise _failure(errno.ETIMEDOUT, message, f"no answer from the kernel in {self._timeout:g} s")
+            self._socket.settimeout(remaining)
+            try:
+                size, sender = self._socket.recvfrom_into(self._buffer, 0, MSG_TRUNC)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                raise _failure(error.errno or 0, message, "netlink receive") from error
+            if sender[0] != 0:
+                continue
+            if size > len(self._buffer):
+                raise _failure(errno.EMSGSIZE, message, f"an answer of {size} bytes")
+            return split(bytes(self._view[:size]))
+
+
+def open_socket(protocol: int, netns: Netns | None = None) -> socket:
+    """A netlink socket, of `netns` when given, for ever. See netlink(7)."""
+
+    def make() -> socket:
+        return socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+
+    if netns is None:
+        return make()
+    from nodeplug.kernel import netns as namespaces
+
+    return namespaces.inside(netns, make)
+
+
+def split(data: bytes) -> list[tuple[int, int, int, bytes]]:
+    """The messages of one datagram as (type, flags, sequence, payload). A cut-off message ends the reading."""
+    found = []
+    offset = 0
+    end = len(data)
+    while offset + 16 <= end:
+        length, type, flags, sequence, _port = _HEADER.unpack_from(data, offset)
+        if length < 16 or offset + length > end:
+            break
+        found.append((type, flags, sequence, data[offset + 16 : offset + length]))
+        offset += (length + 3) & ~3
+    return found
+
+
+def _failure(number: int, message: Message, text: str) -> OSError:
+    """The error for a call that the socket failed, not the kernel's judgement."""
+    return OSError(number, f"{message.call or 'netlink'}: {os.strerror(number)} ({text})", message.subject or None)
 
 
 def _refusal(type: int, flags: int, body: bytes, message: Message, index: int) -> NetlinkError | None:
     """The error in an NLMSG_ERROR or NLMSG_DONE body; None for an acknowledgement."""
-    number = -_ERRNO.unpack_from(body)[0] if len(body) >= 4 else 0
-    if number == 0:
+    reason = -_ERRNO.unpack_from(body)[0] if len(body) >= 4 else 0
+    if reason <= 0:
         return None
-    text = ""
+    words = ""
     if flags & _NLM_F_ACK_TLVS:
         # DONE: errno, attributes. ERROR: errno, header of the refused message, its payload unless capped, attributes.
         start = 4
-        if type == _NLMSG_ERROR and len(body) >= 8:
+        if type == NLMSG_ERROR and len(body) >= 8:
             start += _HEADER.size if flags & _NLM_F_CAPPED else (_LENGTH.unpack_from(body, 4)[0] + 3) & ~3
-        text = attrs(body, start).get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode("utf-8", "replace")
-    return NetlinkError(number, message.call, message.subject, text=text, index=index)
+        words = text(attrs(body, start).get(_NLMSGERR_ATTR_MSG))
+    return NetlinkError(reason, message.call, message.subject, text=words, index=index)

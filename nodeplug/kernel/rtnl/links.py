@@ -1,0 +1,334 @@
+"""Links of every kind: messages to add, set and delete them, and what the kernel says of them.
+
+Used by plugins and by the modules for single kinds, which add the attributes only they know.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from sys import byteorder
+
+from nodeplug.core.record import Record
+from nodeplug.kernel.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Message,
+    NetlinkError,
+    attr,
+    attr_list,
+    attr_text,
+    attr_u32,
+    attrs,
+    nest,
+    number,
+    text,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nodeplug.kernel.netlink import Netlink
+    from nodeplug.kernel.netns import Netns
+
+IFF_UP = 0x1
+IFF_BROADCAST = 0x2
+IFF_LOOPBACK = 0x8
+IFF_RUNNING = 0x40
+IFF_PROMISC = 0x100
+IFF_ALLMULTI = 0x200
+IFF_MULTICAST = 0x1000
+IFF_LOWER_UP = 0x10000
+
+OPER_UNKNOWN = 0
+OPER_NOTPRESENT = 1
+OPER_DOWN = 2
+OPER_LOWERLAYERDOWN = 3
+OPER_TESTING = 4
+OPER_DORMANT = 5
+OPER_UP = 6
+
+RTM_NEWLINK = 16
+RTM_DELLINK = 17
+RTM_GETLINK = 18
+
+_IFLA_ADDRESS = 1
+_IFLA_IFNAME = 3
+_IFLA_MTU = 4
+_IFLA_LINK = 5
+_IFLA_MASTER = 10
+_IFLA_TXQLEN = 13
+_IFLA_OPERSTATE = 16
+_IFLA_LINKINFO = 18
+_IFLA_IFALIAS = 20
+_IFLA_GROUP = 27
+_IFLA_NET_NS_FD = 28
+_IFLA_EXT_MASK = 29
+_IFLA_PROMISCUITY = 30
+_IFLA_LINK_NETNSID = 37
+_IFLA_PROP_LIST = 52
+_IFLA_ALT_IFNAME = 53
+_IFLA_PERM_ADDRESS = 54
+_INFO_KIND = 1
+_INFO_DATA = 2
+_INFO_SLAVE_KIND = 4
+_INFO_SLAVE_DATA = 5
+_SKIP_STATISTICS = attr_u32(_IFLA_EXT_MASK, 8)
+_NAME_BYTES = 15
+
+_IFINFO = struct.Struct("=BxHiII")
+
+
+class Link(Record):
+    """A link as the kernel describes it."""
+
+    index: int
+    name: str
+    flags: int
+    """IFF_* bits."""
+    kind: str = ""
+    """"veth", "bridge" ...; empty for hardware and lo."""
+    mtu: int = 0
+    mac: bytes = b""
+    permanent_mac: bytes = b""
+    """What the hardware was made with; empty for most virtual links."""
+    operstate: int = OPER_UNKNOWN
+    """An OPER_* value."""
+    master: int = 0
+    """Index of the bridge, VRF or bond it belongs to; 0 for none."""
+    parent: int = 0
+    """Index of the veth's other end, or of the link a VLAN or macvlan sits on; 0 for none."""
+    parent_netnsid: int | None = None
+    """In which namespace `parent` counts: None for this one, else its id as seen from here (-1: not visible)."""
+    group: int = 0
+    alias: str = ""
+    altnames: tuple[str, ...] = ()
+    txqlen: int = 0
+    promiscuity: int = 0
+    """How many users hold it in promiscuous mode; `flags` tells only the first."""
+    data: bytes = b""
+    """The kind's own attributes, for the module of that kind."""
+    port_kind: str = ""
+    """The kind of the master."""
+    port_data: bytes = b""
+    """The master kind's attributes of this port."""
+
+    @property
+    def up(self) -> bool:
+        return bool(self.flags & IFF_UP)
+
+
+def parse(payload: bytes) -> Link:
+    """The link in the payload of an RTM_NEWLINK or RTM_DELLINK message. Raises ValueError when it holds none."""
+    if len(payload) < _IFINFO.size:
+        raise ValueError(f"a link message of {len(payload)} bytes")
+    _family, _type, index, flags, _change = _IFINFO.unpack_from(payload)
+    found = attrs(payload, _IFINFO.size)
+    info = attrs(found.get(_IFLA_LINKINFO, b""))
+    netnsid = found.get(_IFLA_LINK_NETNSID)
+    properties = found.get(_IFLA_PROP_LIST, b"")
+    return Link(
+        index=index,
+        name=text(found.get(_IFLA_IFNAME)),
+        flags=flags,
+        kind=text(info.get(_INFO_KIND)),
+        mtu=number(found.get(_IFLA_MTU)),
+        mac=found.get(_IFLA_ADDRESS, b""),
+        permanent_mac=found.get(_IFLA_PERM_ADDRESS, b""),
+        operstate=number(found.get(_IFLA_OPERSTATE)),
+        master=number(found.get(_IFLA_MASTER)),
+        parent=number(found.get(_IFLA_LINK)),
+        parent_netnsid=None if netnsid is None else int.from_bytes(netnsid, byteorder, signed=True),
+        group=number(found.get(_IFLA_GROUP)),
+        alias=text(found.get(_IFLA_IFALIAS)),
+        altnames=tuple([text(value) for type, value in attr_list(properties) if type == _IFLA_ALT_IFNAME]),
+        txqlen=number(found.get(_IFLA_TXQLEN)),
+        promiscuity=number(found.get(_IFLA_PROMISCUITY)),
+        data=info.get(_INFO_DATA, b""),
+        port_kind=text(info.get(_INFO_SLAVE_KIND)),
+        port_data=info.get(_INFO_SLAVE_DATA, b""),
+    )
+
+
+def description(
+    *,
+    name: str | None = None,
+    index: int = 0,
+    up: bool | None = None,
+    promisc: bool | None = None,
+    allmulti: bool | None = None,
+    mtu: int | None = None,
+    mac: bytes | None = None,
+    master: int | None = None,
+    group: int | None = None,
+    alias: str | None = None,
+    txqlen: int | None = None,
+    parent: int | None = None,
+    netns: Netns | None = None,
+) -> bytes:
+    """The header and attributes that `add`, `set` and a veth's far end share; None leaves a thing as it is."""
+    flags = change = 0
+    for wanted, bit in ((up, IFF_UP), (promisc, IFF_PROMISC), (allmulti, IFF_ALLMULTI)):
+        if wanted is not None:
+            change |= bit
+            flags |= bit if wanted else 0
+    parts = [_IFINFO.pack(0, 0, index, flags, change)]
+    if name is not None:
+        parts.append(attr_text(_IFLA_IFNAME, name))
+    if mac is not None:
+        parts.append(attr(_IFLA_ADDRESS, mac))
+    if alias is not None:
+        # Without a NUL, which the kernel would keep; the empty one removes.
+        parts.append(attr(_IFLA_IFALIAS, alias.encode("utf-8", "surrogateescape")))
+    for type, value in (
+        (_IFLA_MTU, mtu),
+        (_IFLA_MASTER, master),
+        (_IFLA_GROUP, group),
+        (_IFLA_TXQLEN, txqlen),
+        (_IFLA_LINK, parent),
+        (_IFLA_NET_NS_FD, None if netns is None else netns.fd),
+    ):
+        if value is not None:
+            parts.append(attr_u32(type, value))
+    return b"".join(parts)
+
+
+def add(
+    name: str,
+    kind: str,
+    *,
+    data: bytes = b"",
+    up: bool | None = None,
+    mtu: int | None = None,
+    mac: bytes | None = None,
+    master: int | None = None,
+    group: int | None = None,
+    txqlen: int | None = None,
+    parent: int | None = None,
+    netns: Netns | None = None,
+) -> Message:
+    """Add a link; EEXIST when the name is taken. `data` is the kind's own attributes, `netns` where it is to appear.
+
+    An alias is not among them: the kernel ignores it in this message.
+    """
+    payload = description(
+        name=name,
+        up=up,
+        mtu=mtu,
+        mac=mac,
+        master=master,
+        group=group,
+        txqlen=txqlen,
+        parent=parent,
+        netns=netns,
+    )
+    info = attr_text(_INFO_KIND, kind) + (nest(_INFO_DATA, data) if data else b"")
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return Message(RTM_NEWLINK, flags, payload + nest(_IFLA_LINKINFO, info), f"{kind} add", name)
+
+
+def set(
+    which: int | str,
+    *,
+    name: str | None = None,
+    up: bool | None = None,
+    promisc: bool | None = None,
+    allmulti: bool | None = None,
+    mtu: int | None = None,
+    mac: bytes | None = None,
+    master: int | None = None,
+    group: int | None = None,
+    alias: str | None = None,
+    txqlen: int | None = None,
+    netns: Netns | None = None,
+) -> Message:
+    """Change the link of that index or name; `master` 0 takes it out of its master, `netns` moves it there.
+
+    With `name` and `netns` in one message it arrives under the new name. `name` needs `which` to be an index.
+    """
+    if isinstance(which, str) and name is not None:
+        raise ValueError(f"link {which}: renaming needs its index, because the message has room for one name")
+    index, found_by = _selected(which)
+    payload = description(
+        name=name,
+        index=index,
+        up=up,
+        promisc=promisc,
+        allmulti=allmulti,
+        mtu=mtu,
+        mac=mac,
+        master=master,
+        group=group,
+        alias=alias,
+        txqlen=txqlen,
+        netns=netns,
+    )
+    return Message(RTM_NEWLINK, 0, payload + found_by, "link set", str(which))
+
+
+def change(which: int | str, kind: str, data: bytes, *, port: bool = False) -> Message:
+    """Change what only the link's kind knows, or with `port` what its master's kind knows of it."""
+    index, found_by = _selected(which)
+    info = (
+        attr_text(_INFO_SLAVE_KIND, kind) + nest(_INFO_SLAVE_DATA, data)
+        if port
+        else attr_text(_INFO_KIND, kind) + nest(_INFO_DATA, data)
+    )
+    call = f"{kind} port set" if port else f"{kind} set"
+    payload = _IFINFO.pack(0, 0, index, 0, 0) + found_by + nest(_IFLA_LINKINFO, info)
+    return Message(RTM_NEWLINK, 0, payload, call, str(which))
+
+
+def delete(which: int | str) -> Message:
+    """Delete the link of that index or name; ENODEV when there is none. Deleting one end of a veth takes the other."""
+    index, found_by = _selected(which)
+    return Message(RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + found_by, "link delete", str(which))
+
+
+def delete_group(group: int) -> Message:
+    """Delete all links of the group, foreign ones too; fails whole on one that cannot be deleted. ENODEV when empty."""
+    if group == 0:
+        raise ValueError("group 0 holds every link that was never given one")
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + attr_u32(_IFLA_GROUP, group)
+    return Message(RTM_DELLINK, 0, payload, "link delete", f"group {group}")
+
+
+def query(which: int | str) -> Message:
+    """Ask for one link: `request` answers with a payload for `parse`.
+
+    Behind `add` in the same request it tells the new link's index, MAC and its peer's index.
+    """
+    index, found_by = _selected(which)
+    payload = _IFINFO.pack(0, 0, index, 0, 0) + found_by + _SKIP_STATISTICS
+    return Message(RTM_GETLINK, 0, payload, "link get", str(which))
+
+
+def find(route: Netlink, which: int | str) -> Link | None:
+    """The link of that index or name, None when there is none. A name may also be an alternative name of the link."""
+    (answer,) = route.attempt(query(which))
+    if isinstance(answer, NetlinkError):
+        if answer.errno == errno.ENODEV:
+            return None
+        raise answer
+    return None if answer is None else parse(answer)
+
+
+def dump(route: Netlink, *, master: int | None = None, kind: str | None = None) -> list[Link]:
+    """All links, or those with that master, or of that kind (the kernel filters)."""
+    parts = [_IFINFO.pack(0, 0, 0, 0, 0), _SKIP_STATISTICS]
+    if master is not None:
+        parts.append(attr_u32(_IFLA_MASTER, master))
+    if kind is not None:
+        parts.append(nest(_IFLA_LINKINFO, attr_text(_INFO_KIND, kind)))
+    return [parse(payload) for payload in route.dump(Message(RTM_GETLINK, 0, b"".join(parts), "link dump"))]
+
+
+def _selected(which: int | str) -> tuple[int, bytes]:
+    """(index, attribute) by which the kernel finds the link."""
+    if isinstance(which, int):
+        if which <= 0:
+            raise ValueError(f"a link's index is positive, not {which}")
+        return which, b""
+    if not which:
+        raise ValueError("a link's name is not empty")
+    alternative = len(which.encode("utf-8", "surrogateescape")) > _NAME_BYTES
+    return 0, attr_text(_IFLA_ALT_IFNAME if alternative else _IFLA_IFNAME, which)

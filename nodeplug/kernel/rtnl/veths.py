@@ -1,0 +1,55 @@
+"""Pairs of virtual Ethernet links whose far end is made straight in another namespace."""
+
+from __future__ import annotations
+
+from nodeplug.kernel.netlink import nest
+from nodeplug.kernel.rtnl import links
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nodeplug.kernel.netlink import Message
+    from nodeplug.kernel.netns import Netns
+
+_VETH_INFO_PEER = 1
+
+
+def add(
+    name: str,
+    peer: str,
+    *,
+    peer_netns: Netns | None = None,
+    up: bool | None = None,
+    mtu: int | None = None,
+    mac: bytes | None = None,
+    master: int | None = None,
+    group: int | None = None,
+    txqlen: int | None = None,
+    peer_mac: bytes | None = None,
+    peer_mtu: int | None = None,
+    peer_txqlen: int | None = None,
+) -> Message:
+    """Add the pair `name` here and `peer` in `peer_netns`, either of which may be taken already (EEXIST).
+
+    `up` is for this end: the kernel refuses a far end that is up before its pair is complete. `peer_mtu` is `mtu` when
+    not given. `links.query(name)` in the same request tells this end's index and, as `parent`, the far end's.
+    """
+    far = links.description(
+        name=peer,
+        mac=peer_mac,
+        mtu=mtu if peer_mtu is None else peer_mtu,
+        txqlen=peer_txqlen,
+        netns=peer_netns,
+    )
+    message = links.add(
+        name,
+        "veth",
+        data=nest(_VETH_INFO_PEER, far),
+        up=up,
+        mtu=mtu,
+        mac=mac,
+        master=master,
+        group=group,
+        txqlen=txqlen,
+    )
+    message.subject = f"{name} with {peer} in {peer_netns.path}" if peer_netns else f"{name} with {peer}"
+    return message

@@ -1,0 +1,67 @@
+"""Kernel settings under /proc/sys, by their path segments: a name like `eth0.100` is one segment and keeps its dot.
+
+The keys under `net` belong to the namespace of the calling thread: read and write them `with netns.entered(...)`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+_ROOT = "/proc/sys"
+_MOST = 64 * 1024
+
+
+def read(*key: str) -> str:
+    """The value of a setting, as text without the newline: `read("net", "ipv4", "ip_forward")`.
+
+    Raises FileNotFoundError where the kernel has no such key (IPv6 switched off, a link that is gone).
+    """
+    path = _path(key)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _MOST).decode("utf-8", "surrogateescape").rstrip("\n")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _named(error, "read", path) from error
+
+
+def write(value: str, *key: str) -> None:
+    """Set a setting. OSError(EINVAL) for a value the kernel does not take, EROFS where /proc/sys is read-only."""
+    path = _path(key)
+    data = value.encode("utf-8", "surrogateescape")
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            # One write, or the kernel takes the first part for the whole.
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _named(error, f"write {value!r} to", path) from error
+
+
+def ensure(value: str, *key: str) -> bool:
+    """Set a setting unless it has that value already; True when it was changed.
+
+    Writing ip_forward, even the value it has, puts other settings of every link back to their defaults.
+    """
+    if read(*key) == value:
+        return False
+    write(value, *key)
+    return True
+
+
+def _path(key: tuple[str, ...]) -> str:
+    for segment in key:
+        if segment in ("", ".", "..") or "/" in segment or "\0" in segment:
+            raise ValueError(f"{segment!r} is not one segment of a setting's name")
+    return "/".join((_ROOT, *key))
+
+
+def _named(error: OSError, doing: str, path: str) -> OSError:
+    number = error.errno or errno.EIO
+    return OSError(number, f"sysctl {doing}: {os.strerror(number)}", path)
