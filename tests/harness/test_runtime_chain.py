@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import stat
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +15,9 @@ from nodeplug.harness.runtime.cache import Attachment, Cache, Cached
 from nodeplug.harness.runtime.plugin import PluginFailed
 from nodeplug.harness.runtime.runtime import Runtime, SomeFailed
 from tests.harness.fakes import Fakes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FIRST = {"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.5/24"}], "routes": [{"dst": "0.0.0.0/0"}]}
 PODS = Attachment(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +11,9 @@ from hypothesis import strategies as st
 
 from nodeplug.core.errors import ConfigInvalid, Malformed, NotFound
 from nodeplug.harness.runtime import config
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BRIDGE = {"type": "bridge", "bridge": "cni0"}
 

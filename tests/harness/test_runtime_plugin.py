@@ -124,10 +124,10 @@ def test_plugin_that_is_being_written_is_tried_again(fakes: Fakes) -> None:
 
 def test_file_that_cannot_be_run_says_what_may_be_wrong(fakes: Fakes) -> None:
     (fakes.directory / "plain").write_text("text")
-    with pytest.raises(Error, match="cannot run plugin .*/plain: Permission denied.*execute bit"):
+    with pytest.raises(Error, match=r"cannot run plugin .*/plain: Permission denied.*execute bit"):
         call(fakes, "plain")
     fakes.script("orphan", "#!/no/such/interpreter\n")
-    with pytest.raises(Error, match="cannot run plugin .*/orphan: No such file.*interpreter"):
+    with pytest.raises(Error, match=r"cannot run plugin .*/orphan: No such file.*interpreter"):
         call(fakes, "orphan")
 
 
