@@ -5,12 +5,12 @@ Called by `runtime`, once per plugin and command. The wire is the CNI specificat
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nodeplug.core.errors import ConfigInvalid, Error, NotFound, TimedOut
-from nodeplug.harness.runtime import child, documents
+from nodeplug.core import child
+from nodeplug.core.errors import ConfigInvalid, Error, NotFound, PermissionRefused, Refused, TimedOut
+from nodeplug.harness.runtime import documents
 from nodeplug.harness.runtime.config import NEWEST
 
 if TYPE_CHECKING:
@@ -82,30 +82,24 @@ def call(
     program = find(type, path)
     whole = {**env, "CNI_COMMAND": command, "CNI_PATH": ":".join(map(str, path))}
     try:
-        finished = child.run(program, stdin, whole, timeout=timeout, limit=LIMIT)
-    except child.TooSlow as error:
-        said = f": {_shown(error.stderr)}" if error.stderr else ""
-        raise TimedOut(f"plugin {type} had not ended {command} after {timeout:g} s and was killed{said}") from None
-    except child.TooLoud as error:
-        raise PluginFailed(
-            type, command, code=0, msg=f"it wrote more than {LIMIT} bytes to {error.stream} and was killed"
-        ) from None
-    except OSError as error:
-        hint = "the file may lack its execute bit, or its interpreter may be missing" if _unfit(error) else ""
-        raise Error(f"cannot run plugin {program}: {error.strerror}", hint=hint) from error
-    if finished.status != 0:
+        finished = child.run([str(program)], env=whole, stdin=stdin, timeout=timeout, limit=LIMIT)
+    except TimedOut:
+        raise TimedOut(f"plugin {type} had not ended {command} after {timeout:g} s and was killed") from None
+    except Refused as error:
+        msg = f"it wrote more than {LIMIT} bytes to stdout or stderr and was killed"
+        raise PluginFailed(type, command, code=0, msg=msg) from error
+    except (NotFound, PermissionRefused) as error:
+        hint = "the file may lack its execute bit, or its interpreter may be missing"
+        raise Error(error.message, hint=hint) from error
+    if finished.code != 0:
         raise _failure(type, command, finished)
     return Answered(finished.stdout, finished.stderr.decode("utf-8", "replace"))
-
-
-def _unfit(error: OSError) -> bool:
-    return error.errno in (errno.EACCES, errno.ENOENT, errno.ENOEXEC)
 
 
 def _failure(type: str, command: str, finished: child.Finished) -> PluginFailed:
     """The plugin's error object; stdout alone counts, stderr is its word only where stdout is empty."""
     stderr = finished.stderr.decode("utf-8", "replace")
-    end = f"signal {-finished.status}" if finished.status < 0 else f"exit status {finished.status}"
+    end = f"signal {-finished.code}" if finished.code < 0 else f"exit status {finished.code}"
     if not finished.stdout.strip():
         said = _shown(finished.stderr)
         msg = f"it ended with {end} and " + (f"wrote {said}" if said else "said nothing")
