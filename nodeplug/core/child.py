@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 _ETXTBSY_ATTEMPTS = 6
+_LINGER = 1.0  # seconds that the pipes of an ended child are still read when a child of its own holds them open
 
 
 class Finished(Record):
@@ -69,43 +70,50 @@ def _converse(child: Popen[bytes], name: str, stdin: bytes, deadline: float, lim
     import selectors
 
     assert child.stdin is not None and child.stdout is not None and child.stderr is not None
-    collected: dict[int, list[bytes]] = {child.stdout.fileno(): [], child.stderr.fileno(): []}
-    sizes = dict.fromkeys(collected, 0)
+    heard = {child.stdout.fileno(): bytearray(), child.stderr.fileno(): bytearray()}
     left = memoryview(stdin)
     os.set_blocking(child.stdin.fileno(), False)
-    with selectors.DefaultSelector() as selector:
-        for stream in (child.stdout, child.stderr):
-            selector.register(stream, selectors.EVENT_READ)
-        if left:
+    ended = os.pidfd_open(child.pid)
+    try:
+        with selectors.DefaultSelector() as selector:
             selector.register(child.stdin, selectors.EVENT_WRITE)
-        else:
-            child.stdin.close()
-        while selector.get_map():
-            for ready, _ in selector.select(_until(deadline, name)):
-                fd = ready.fd
-                if ready.fileobj is child.stdin:
-                    try:
-                        left = left[os.write(fd, left[:65536]) :]
-                    except BrokenPipeError:
-                        left = left[len(left) :]
-                    if not left:
-                        selector.unregister(child.stdin)
-                        child.stdin.close()
-                    continue
-                part = os.read(fd, 65536)
-                if not part:
-                    selector.unregister(ready.fileobj)
-                    continue
-                sizes[fd] += len(part)
-                if sizes[fd] > limit:
-                    raise Refused(f"{name} wrote more than {limit} bytes and was ended")
-                collected[fd].append(part)
-    while child.poll() is None:
-        # Both its streams are closed, so it is about to end; a wait with a timeout sleeps in just such steps.
-        _until(deadline, name)
-        time.sleep(0.001)
-    stdout, stderr = (b"".join(collected[stream.fileno()]) for stream in (child.stdout, child.stderr))
-    return Finished(code=child.returncode, stdout=stdout, stderr=stderr)
+            waiting = {ended, *heard}
+            for fd in waiting:
+                selector.register(fd, selectors.EVENT_READ)
+            while waiting and (time.monotonic() < deadline or ended in waiting):
+                for ready, _ in selector.select(_until(deadline, name) if ended in waiting else _LINGER):
+                    fd = ready.fd
+                    if ready.fileobj is child.stdin:
+                        left = _feed(fd, left)
+                        if not left:
+                            selector.unregister(child.stdin)
+                            child.stdin.close()
+                    elif fd == ended or not _hear(fd, heard[fd], limit, name):
+                        selector.unregister(fd)
+                        waiting.discard(fd)
+                        if fd == ended:
+                            deadline = min(deadline, time.monotonic() + _LINGER)
+    finally:
+        os.close(ended)
+    stdout, stderr = (bytes(heard[stream.fileno()]) for stream in (child.stdout, child.stderr))
+    return Finished(code=child.wait(), stdout=stdout, stderr=stderr)
+
+
+def _feed(fd: int, left: memoryview) -> memoryview:
+    """What is still to be written; nothing when the reader has gone, who then had no wish for the rest."""
+    try:
+        return left[os.write(fd, left[:65536]) :]
+    except BrokenPipeError:
+        return left[:0]
+
+
+def _hear(fd: int, heard: bytearray, limit: int, name: str) -> bool:
+    """Whether there may be more to read."""
+    part = os.read(fd, 65536)
+    heard += part
+    if len(heard) > limit:
+        raise Refused(f"{name} wrote more than {limit} bytes and was ended")
+    return bool(part)
 
 
 def _until(deadline: float, name: str) -> float:

@@ -23,10 +23,10 @@ def _c() -> tuple[Callable[[str], Callable[..., int]], Callable[[int], object], 
     """(function by name, an unsigned long argument, the calling thread's errno)."""
     import _ctypes
 
-    class Int(_ctypes._SimpleCData[int]):
+    class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for mypy only
         _type_ = "i"
 
-    class Long(_ctypes._SimpleCData[int]):
+    class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for mypy only
         _type_ = "L"
 
     class Function(_ctypes.CFuncPtr):

@@ -45,11 +45,12 @@ def write(value: str, *key: str) -> None:
 
 
 def ensure(value: str, *key: str) -> bool:
-    """Set a setting unless it has that value already; True when it was changed.
+    """Set a setting unless it has that value already; True when it was changed. Spaces and tabs count as equal.
 
-    Writing ip_forward, even the value it has, puts other settings of every link back to their defaults.
+    What needs no change needs no right to write, so it works where /proc/sys is read-only; and a change of ip_forward
+    is not small: it sets `forwarding` of every link and `accept_redirects` of all.
     """
-    if read(*key) == value:
+    if read(*key).split() == value.split():
         return False
     write(value, *key)
     return True

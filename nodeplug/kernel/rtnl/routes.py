@@ -184,8 +184,10 @@ def dump(route: Netlink, family: int, *, table: int = TABLE_MAIN, oif: int = 0) 
 
 def find(route: Netlink, dst: bytes, *, oif: int = 0, src: bytes | None = None, mark: int = 0) -> Route | None:
     """The way a packet to `dst` would take from here, with `table` as found; None when there is none."""
+    # IPv6 always tells the table, and refuses to be asked to.
+    flags = _RTM_F_LOOKUP_TABLE if len(dst) == 4 else 0
     parts = [
-        _RTMSG.pack(_family(dst), 8 * len(dst), 8 * len(src) if src else 0, 0, 0, 0, 0, 0, _RTM_F_LOOKUP_TABLE),
+        _RTMSG.pack(_family(dst), 8 * len(dst), 8 * len(src) if src else 0, 0, 0, 0, 0, 0, flags),
         attr(_RTA_DST, dst),
     ]
     if src:

@@ -1,0 +1,1 @@
+"""Messages of the cri contract, one module a version."""
