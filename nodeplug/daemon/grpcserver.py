@@ -67,7 +67,9 @@ class Limits:
 
 def unary_service(name: str, methods: Mapping[str, Unary]) -> grpc.GenericRpcHandler:
     """A service of unary methods under its full name ("v2.KeyManagementService")."""
-    handlers = {method: grpc.unary_unary_rpc_method_handler(_guarded(answer)) for method, answer in methods.items()}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        method: grpc.unary_unary_rpc_method_handler(_guarded(answer)) for method, answer in methods.items()
+    }
     service: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(name, handlers)
     return service
 

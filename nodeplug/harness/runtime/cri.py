@@ -203,7 +203,7 @@ class Cri:
 
     def _call(self, method: str, request: Message, answer: Any, timeout: float | None = None) -> Any:
         service = _SERVICES.get(method, "RuntimeService")
-        call = self._channel.unary_unary(
+        call: grpc.UnaryUnaryMultiCallable[Any, Any] = self._channel.unary_unary(
             f"/runtime.v1.{service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
