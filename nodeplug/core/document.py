@@ -14,7 +14,7 @@ from nodeplug.core.secret import Secret
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any, Literal, Protocol, TypeVar
 
     T = TypeVar("T")
@@ -80,30 +80,34 @@ def _record(cls: type[R], data: object, at: Place) -> R | None:
     names = {key.name or field: field for field, key in cls._keys.items()}
     folded = {name.lower(): name for name in names} if at.fold_case else {}
     values: dict[str, object] = {}
+    wrong = set()
     for given, value in data.items():
         name = given if given in names else folded.get(str(given).lower(), "")
         if not name:
             if at.unknown == "refuse":
-                at.below(f".{given}").wrong("no such key" + _nearest(str(given), names))
+                near = _nearest(str(given), names) or f"; the keys here are {', '.join(sorted(names))}"
+                at.below(f".{given}").wrong("no such key" + near)
             continue
         if value is None:
             continue
         place = at.below(f".{given}")
         try:
             values[names[name]] = cls._keys[names[name]].parser(value, place)
-        except Wrong as wrong:
-            place.wrong(str(wrong))
+        except Wrong as error:
+            place.wrong(str(error))
+            wrong.add(names[name])
     for field, key in cls._keys.items():
-        if key.default is REQUIRED and field not in values and len(at.problems) == before:
+        if key.default is REQUIRED and field not in values and field not in wrong:
             at.below(f".{key.name or field}").wrong("required, but missing" + (f" ({key.help})" if key.help else ""))
     return cls(**values) if len(at.problems) == before else None
 
 
-def _nearest(given: str, names: Mapping[str, object]) -> str:
+def _nearest(given: str, names: Iterable[str]) -> str:
+    """ "; did you mean X?", or nothing."""
     from difflib import get_close_matches
 
-    near = get_close_matches(given, list(names), n=1) or get_close_matches(given.lower(), list(names), n=1)
-    return f"; did you mean {near[0]}?" if near else f"; the keys here are {', '.join(sorted(names))}"
+    near = get_close_matches(given, names := list(names), n=1) or get_close_matches(given.lower(), names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _shown(value: object) -> str:
@@ -207,7 +211,7 @@ def choice(*options: str) -> Parser[str]:
     @expects(phrase)
     def read(value: Any, at: Place) -> str:
         if text(value, at) not in options:
-            raise Wrong(f'expected {phrase}, got "{value}"' + _nearest(value, dict.fromkeys(options)).partition(";")[0])
+            raise Wrong(f'expected {phrase}, got "{value}"' + _nearest(value, options))
         return str(value)
 
     return read
@@ -282,14 +286,11 @@ _BYTES = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "k": 10**3
 
 
 @expects('a duration: seconds, or a number with ms, s, m, h or d ("90s", "12h")')
-def duration(value: Any, at: Place) -> float:
+def duration(value: Any, _at: Place) -> float:
     """Seconds."""
-    if isinstance(value, str):
-        found = _scaled(value, _SECONDS)
-    else:
-        found = number(value, at)
-    if found is None or not 0 <= found < 1e10:
-        raise Wrong(f"expected {duration.expects}")
+    found = _scaled(value, _SECONDS) if isinstance(value, str) else value
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found < 1e10:
+        raise Wrong(f"expected {duration.expects}, got {_shown(value)}")
     return float(found)
 
 
@@ -297,8 +298,8 @@ def duration(value: Any, at: Place) -> float:
 def size(value: Any, _at: Place) -> int:
     """Bytes."""
     found = _scaled(value, _BYTES) if isinstance(value, str) else value
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or found < 0 or found != int(found):
-        raise Wrong(f"expected {size.expects}")
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found < 1 << 63 or found % 1:
+        raise Wrong(f"expected {size.expects}, got {_shown(value)}")
     return int(found)
 
 

@@ -174,5 +174,5 @@ class RotatingFile:
                     os.rename(self.path, f"{self.path}.1")
                 else:
                     files.remove(self.path)
-        except Error:
-            pass  # somebody is at it
+        except (Error, FileNotFoundError):
+            pass  # somebody is at it, or has just done it
