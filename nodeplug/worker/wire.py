@@ -1,0 +1,238 @@
+"""The wire between what a runtime executes and the warm worker: a request, last words, an answer. See docs/wire.md.
+
+It carries a `Call` and knows no contract: which door a call is for follows from the socket it came in by. The frames
+are pure functions from and to bytes; `ask` is the client's end, `receive`, `send_last_words` and `send_answer` are the
+server's. Launchers import the client's end, so this is exec dialect: the standard library, little of it.
+
+Two promises hold the wire together. The server changes nothing before its last words are out. And a client that gives
+up first shuts its receiving side, after which the server's send fails, and then reads what had already arrived. So
+either the client has the last words or the server knows that it may do nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
+    SCM_RIGHTS,
+    SHUT_RD,
+    SOCK_CLOEXEC,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
+
+from nodeplug.core.call import Answer, Call
+from nodeplug.core.errors import Malformed, Refused, TimedOut, VersionUnsupported
+from nodeplug.core.record import Record
+from nodeplug.worker.frames import (
+    ANSWER,
+    FILES,
+    HEADER,
+    LAST_WORDS,
+    REQUEST,
+    LastWords,
+    Request,
+    decode_header,
+    decode_request,
+    decode_response,
+    encode_answer,
+    encode_last_words,
+    encode_request,
+)
+
+GREETING = 2.0  # seconds a client waits for last words before it takes the worker for dead
+_OWN_NAMESPACES = ("/proc/thread-self/ns/net", "/proc/thread-self/ns/mnt")
+_DESCRIPTORS_MAX = 8
+_INT = struct.Struct("=i")
+_CHUNK = 256 * 1024
+
+
+class Gone(Refused):
+    """The other side ended the connection: nothing may be changed for it any more."""
+
+
+class Fallback(Record):
+    """The worker did not answer: run the call here. `last_words`, if any, are for when that cannot be done."""
+
+    reason: str
+    last_words: Answer | None = None
+
+
+# The client's end
+
+
+def ask(path: str, call: Call, *, deadline: float, greeting: float = GREETING) -> Answer | Fallback:
+    """Have the worker at the socket `path` answer `call`, until `deadline` (`time.monotonic()` seconds) at most.
+
+    A `Fallback` asks the caller to run the call itself: the worker cannot be reached, its queue is full, it sent no
+    last words within `greeting` seconds, or its last words say so. Never raises and never blocks past the deadline.
+    """
+    greeted = min(deadline, time.monotonic() + greeting)
+    connection = None
+    try:
+        connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        _send_request(connection, path, call, until=greeted, patience=deadline - time.monotonic())
+        outcome = _await_answer(connection, greeted=greeted, deadline=deadline)
+    except (OSError, Malformed, TimedOut) as error:
+        # A worker that does not have the whole request does nothing.
+        outcome = Fallback(reason=str(error))
+    finally:
+        if connection is not None:
+            connection.close()
+    return outcome if isinstance(outcome, Answer) else outcome.replace(reason=f"worker at {path}: {outcome.reason}")
+
+
+def _send_request(connection: socket, path: str, call: Call, *, until: float, patience: float) -> None:
+    data = encode_request(call, patience=patience)
+    opened: list[int] = []
+    try:
+        for name in _OWN_NAMESPACES:
+            opened.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+        files = call.files or {}
+        rights = [*opened, *(files[name] for name in FILES if name in files)]
+        connection.settimeout(_remaining(until))
+        connection.connect(path)
+        sent = connection.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, b"".join(map(_INT.pack, rights)))])
+        if sent < len(data):  # an empty send would fail once the worker has answered and closed
+            connection.settimeout(_remaining(until))
+            connection.sendall(memoryview(data)[sent:])
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _await_answer(connection: socket, *, greeted: float, deadline: float) -> Answer | Fallback:
+    last: LastWords | None = None
+    buffer = b""
+    try:
+        while data := _receive_some(connection, deadline if last else greeted):
+            buffer += data
+            while (taken := _take(buffer)) is not None:
+                response, buffer = taken
+                if isinstance(response, Answer):
+                    return response
+                last = response
+        late = time.monotonic() >= (deadline if last else greeted)
+        reason = "no answer in time" if late else "it ended the connection without an answer"
+    except (OSError, Malformed, VersionUnsupported) as error:
+        reason = str(error)
+    if last is not None and not last.yourself:
+        return last.answer
+    return Fallback(reason=reason, last_words=last.answer if last else None)
+
+
+def _receive_some(connection: socket, limit: float) -> bytes:
+    """What arrived; b"" at the end of the connection, which `limit` brings about.
+
+    Once the receiving side is shut the worker's sends fail; what it sent before is still read, and then the end.
+    """
+    try:
+        connection.settimeout(_remaining(limit))
+        return connection.recv(_CHUNK)
+    except (TimedOut, TimeoutError):
+        connection.shutdown(SHUT_RD)
+        return connection.recv(_CHUNK)
+
+
+def _take(buffer: bytes) -> tuple[LastWords | Answer, bytes] | None:
+    """The first whole response in `buffer` and what follows it."""
+    if len(buffer) < HEADER.size:
+        return None
+    frame = decode_header(buffer[: HEADER.size], (LAST_WORDS, ANSWER))
+    end = HEADER.size + frame.size()
+    if len(buffer) < end:
+        return None
+    return decode_response(frame, buffer[HEADER.size : end]), buffer[end:]
+
+
+# The server's end
+
+
+def receive(connection: socket, *, contract: str, deadline: float) -> Request:
+    """Read the one request of a connection; it is for the door `contract`. The caller closes the request.
+
+    Raises `TimedOut` at `deadline` (`time.monotonic()` seconds) however slowly bytes arrive, `Gone` when the connection
+    ends before the request does, `Malformed` and `VersionUnsupported` for what is no request. The connection can then
+    only be closed, which the client takes for "run it yourself".
+    """
+    descriptors: list[int] = []
+    try:
+        header, truncated = _receive_rights(connection, descriptors, deadline)
+        header += _receive_exactly(connection, HEADER.size - len(header), deadline)
+        frame = decode_header(header, (REQUEST,))
+        if truncated:
+            raise Malformed(f"more than {_DESCRIPTORS_MAX} descriptors came with a request")
+        body = _receive_exactly(connection, frame.size(), deadline)
+        return decode_request(frame, body, tuple(descriptors), contract=contract)
+    except BaseException as error:
+        for fd in descriptors:
+            os.close(fd)
+        if isinstance(error, OSError):
+            raise _translated(error) from error
+        raise
+
+
+def send_last_words(connection: socket, words: LastWords, *, deadline: float) -> None:
+    """Tell the client what to answer if nothing more arrives. Only when this returns may anything be changed.
+
+    Raises `Gone` when the client gave up before, `TimedOut` when it does not read, `Malformed` when they do not fit.
+    """
+    _send(connection, encode_last_words(words), deadline)
+
+
+def send_answer(connection: socket, answer: Answer, *, deadline: float) -> None:
+    """Answer the client. Raises as `send_last_words` does; the last words stand then."""
+    _send(connection, encode_answer(answer), deadline)
+
+
+def _receive_rights(connection: socket, descriptors: list[int], deadline: float) -> tuple[bytes, bool]:
+    connection.settimeout(_remaining(deadline))
+    space = CMSG_SPACE(_DESCRIPTORS_MAX * _INT.size)
+    data, ancillary, flags, _address = connection.recvmsg(HEADER.size, space, MSG_CMSG_CLOEXEC)
+    for level, kind, rights in ancillary:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            whole = len(rights) - len(rights) % _INT.size
+            descriptors += [fd for (fd,) in _INT.iter_unpack(rights[:whole])]
+    if not data:
+        raise Gone("the connection ended before the request")
+    return data, bool(flags & MSG_CTRUNC)
+
+
+def _receive_exactly(connection: socket, count: int, deadline: float) -> bytes:
+    parts = []
+    missing = count
+    while missing > 0:
+        connection.settimeout(_remaining(deadline))
+        data = connection.recv(min(missing, _CHUNK))
+        if not data:
+            raise Gone(f"the connection ended {missing} bytes before the request did")
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+def _send(connection: socket, data: bytes, deadline: float) -> None:
+    try:
+        connection.settimeout(_remaining(deadline))
+        connection.sendall(data)  # the time-out is for all of it
+    except OSError as error:
+        raise _translated(error) from error
+
+
+def _translated(error: OSError) -> Gone | TimedOut:
+    if isinstance(error, TimeoutError):
+        return TimedOut("the other side neither sends nor reads in time")
+    return Gone(f"the connection ended: {error}")
+
+
+def _remaining(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimedOut("the deadline passed")
+    return remaining
