@@ -172,6 +172,7 @@ class Netlink:
     """
 
     def __init__(self, protocol: int, *, netns: Netns | None = None, timeout: float = 10.0) -> None:
+        self.netns = netns
         self._socket = open_socket(protocol, netns)
         self._timeout = timeout
         self._buffer = bytearray(_RECEIVE)
@@ -326,8 +327,8 @@ class Netlink:
                     self._socket.setsockopt(SOL_SOCKET, option, wanted)
 
     def _send(self, data: bytes, message: Message) -> None:
-        self._socket.settimeout(self._timeout)
         try:
+            self._socket.settimeout(self._timeout)
             self._socket.sendto(data, (0, 0))
         except OSError as error:
             raise _failure(error.errno or errno.ETIMEDOUT, message, f"netlink send of {len(data)} bytes") from error

@@ -47,7 +47,8 @@ class Netns:
         Raises FileNotFoundError when nothing is there, and OSError(EINVAL) when what is there is no network namespace
         (a runtime that died half-way leaves plain files in /run/netns).
         """
-        return cls.adopt(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+        # O_NONBLOCK, because a FIFO put in the place must not hold the caller up.
+        return cls.adopt(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), path)
 
     @classmethod
     def adopt(cls, fd: int, path: str) -> Netns:
@@ -80,6 +81,51 @@ def is_netns(fd: int) -> bool:
         return fcntl.ioctl(fd, _NS_GET_NSTYPE) == libc.CLONE_NEWNET
     except OSError:
         return False
+
+
+def create(path: str) -> None:
+    """Make a network namespace and name it `path`, which keeps it until `remove`. Its lo is down.
+
+    Raises FileExistsError when something has that name. After kill -9 in the middle a plain file may be left, which is
+    no namespace and which `remove` takes away.
+    """
+    import threading
+
+    from nodeplug.kernel.mount import MS_BIND
+
+    failures: list[BaseException] = []
+
+    def leave_and_name() -> None:
+        try:
+            libc.unshare(libc.CLONE_NEWNET)
+            libc.mount(SELF, path, "", MS_BIND)
+        except BaseException as error:
+            failures.append(error)
+
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+    try:
+        # The namespace belongs to a thread that ends here, so that no thread of the caller is ever in it.
+        thread = threading.Thread(target=leave_and_name, name="netns create")
+        thread.start()
+        thread.join()
+        if failures:
+            raise failures[0]
+    except BaseException:
+        remove(path)
+        raise
+
+
+def remove(path: str) -> bool:
+    """Take the name away; the namespace ends with its last user. False when there was no such name."""
+    from nodeplug.kernel import mount
+
+    while mount.is_mounted(path):
+        mount.unmount(path, detach=True)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def own_identity() -> tuple[int, int]:

@@ -1,0 +1,82 @@
+"""What the kernel announces by netlink multicast: links that change, addresses that settle, a ruleset that is replaced.
+
+For waits and for daemons that follow a state. Announcements can be lost when the reader is slow, so whoever listens
+reads the state itself after the first look, and again when told that some were lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from _socket import MSG_TRUNC
+
+from nodeplug.kernel.netlink import open_socket, split
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nodeplug.kernel.netns import Netns
+
+RTNLGRP_LINK = 1
+RTNLGRP_IPV4_IFADDR = 5
+RTNLGRP_IPV6_IFADDR = 9
+NFNLGRP_NFTABLES = 7
+
+_SOL_NETLINK = 270
+_ADD_MEMBERSHIP = 1
+_LARGEST = 64 * 1024
+
+
+class Listener:
+    """A subscription to multicast groups of one netlink protocol, from now on. Not shared between threads."""
+
+    def __init__(self, protocol: int, *groups: int, netns: Netns | None = None) -> None:
+        self._socket = open_socket(protocol, netns)
+        try:
+            # Multicast passes over sockets without a port of their own, and only a send would give it one.
+            self._socket.bind((0, 0))
+            for group in groups:
+                self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._buffer = bytearray(_LARGEST)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """For poll and select: readable when `receive(0)` has something to give."""
+        return self._socket.fileno()
+
+    def receive(self, timeout: float) -> list[tuple[int, bytes]]:
+        """The next announcements as (message type, payload); none when `timeout` seconds bring none.
+
+        Raises OSError(ENOBUFS) when some were lost; the subscription goes on.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            self._socket.settimeout(max(0.0, deadline - time.monotonic()))
+            try:
+                size, sender = self._socket.recvfrom_into(self._buffer, 0, MSG_TRUNC)
+            except (TimeoutError, BlockingIOError):
+                return []
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    raise _lost() from error
+                raise
+            if sender[0] != 0:
+                continue  # not from the kernel
+            if size > _LARGEST:
+                raise _lost()
+            return [(type, body) for type, _flags, _sequence, body in split(bytes(self._buffer[:size]))]
+
+
+def _lost() -> OSError:
+    return OSError(errno.ENOBUFS, f"netlink announcements were lost: {os.strerror(errno.ENOBUFS)}")
