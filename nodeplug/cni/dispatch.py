@@ -7,8 +7,8 @@ through static tables and imported when they are called for.
 from __future__ import annotations
 
 import os
+import sys
 import time
-from importlib import import_module
 
 from nodeplug.cni import protocol
 from nodeplug.cni.contract import (
@@ -65,7 +65,8 @@ def implementation(name: str) -> type[Plugin]:
 
 def _load(where: str) -> type[Plugin]:
     module, _, name = where.partition(":")
-    return getattr(import_module(module), name)  # type: ignore[no-any-return]  # the tables above name plugins
+    __import__(module)  # importlib would bring warnings and contextlib along
+    return getattr(sys.modules[module], name)  # type: ignore[no-any-return]  # the tables above name plugins
 
 
 class _Service:
