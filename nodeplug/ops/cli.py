@@ -1,0 +1,118 @@
+"""The commands of `nodeplug` that belong to no door: version, install, uninstall, demo."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import nodeplug
+from nodeplug.core.errors import ConfigInvalid
+from nodeplug.ops import stage
+from nodeplug.ops.install import Change, Directory, Door
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON value instead of a table.")
+
+
+@click.command()
+@as_json
+def version(as_json: bool) -> None:
+    """What is installed, and the versions of each contract it speaks."""
+    found = {
+        "nodeplug": nodeplug.__version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "contracts": contracts(),
+    }
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name in ("nodeplug", "python", "kernel"):
+        table.add_row(name, str(found[name]))
+    for name, versions in contracts().items():
+        table.add_row(name, ", ".join(versions))
+    Console().print(table)
+
+
+def contracts() -> dict[str, list[str]]:
+    """The versions of each contract: the executed ones by their doors, the gRPC ones by the messages we have."""
+    from nodeplug.cni.contract import VERSIONS
+
+    package = Path(nodeplug.__file__).parent / "pb"
+    spoken = {
+        directory.name: sorted(file.name.removesuffix("_pb2.py") for file in directory.glob("*_pb2.py"))
+        for directory in sorted(package.iterdir())
+        if directory.is_dir() and directory.name != "__pycache__"
+    }
+    return {"cni": list(VERSIONS)} | spoken
+
+
+def door(contract: str) -> Door:
+    """What is installed for a contract."""
+    if contract != "cni":
+        raise ConfigInvalid(f"nothing can be installed for {contract!r}", hint="there is cni")
+    from nodeplug.cni.dispatch import IPAM, PLUGINS
+
+    return Door("nodeplug-cni", ("core", "kernel", "cni"), "nodeplug.cni.main", tuple(sorted({*PLUGINS, *IPAM})))
+
+
+destination = click.option(
+    "--dest",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The directory the runtime looks in, such as /opt/cni/bin.",
+)
+
+
+@click.group()
+def install() -> None:
+    """Put a contract's plugins where their caller looks for them."""
+
+
+@install.command("cni")
+@destination
+@click.option("--only", default="", metavar="A,B", help="These plugins only.")
+@click.option("--replace", is_flag=True, help="Put foreign files of these names aside; uninstall puts them back.")
+@click.option(
+    "--python",
+    type=click.Path(path_type=Path),
+    default=stage.PYTHON,
+    show_default=True,
+    help="The interpreter that runs them.",
+)
+@as_json
+def install_cni(dest: Path, only: str, replace: bool, python: Path, as_json: bool) -> None:
+    """One file per network plugin, and .nodeplug/ beside them. Repeating it upgrades what is there."""
+    chosen = [name.strip() for name in only.split(",") if name.strip()]
+    changes = Directory(dest.absolute()).install(door("cni"), only=chosen, replace=replace, python=python)
+    _show(changes, dest, as_json=as_json)
+
+
+@click.group()
+def uninstall() -> None:
+    """Take a contract's plugins out again, and put back what they replaced."""
+
+
+@uninstall.command("cni")
+@destination
+@as_json
+def uninstall_cni(dest: Path, as_json: bool) -> None:
+    """Remove what install put there; files that are not nodeplug's stay."""
+    _show(Directory(dest.absolute()).uninstall(), dest, as_json=as_json)
+
+
+def _show(changes: list[Change], dest: Path, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(
+            json.dumps({"directory": str(dest), "plugins": {each.name: each.what for each in changes}}, indent=2)
+        )
+        return
+    table = Table(title=str(dest), title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
+    for each in changes:
+        table.add_row(each.name, each.what)
+    Console().print(table)

@@ -1,0 +1,131 @@
+"""`nodeplug`: one command for all doors; each group is imported when it is used.
+
+Errors of the house end here: a sentence on stderr, or an object on stdout with `--json`, and an exit status that
+scripts can tell apart.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nodeplug.core.errors import (
+    ConfigInvalid,
+    Error,
+    PermissionRefused,
+    TimedOut,
+    TryAgain,
+    VersionUnsupported,
+    code_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = {
+    "version": ("nodeplug.ops.cli:version", "What is installed, and the versions of each contract it speaks."),
+    "demo": ("nodeplug.ops.cli:demo", "Three pods under a private containerd, networked by nodeplug."),
+    "install": ("nodeplug.ops.cli:install", "Put a contract's plugins where their caller looks for them."),
+    "uninstall": ("nodeplug.ops.cli:uninstall", "Take them out again, and put back what they replaced."),
+}
+DOORS = {
+    "cni": "Run network plugins as a container runtime does; collect what was left behind.",
+    "deviceplugin": "Device plugins: what they find and offer.",
+    "flexvolume": "Volume drivers: run and look at them as the kubelet does.",
+    "kms": "The key management service: configuration, keys, tests.",
+}
+
+# After sysexits(3), where it has a number: usage, temporary failure, permission.
+EXIT: dict[type[BaseException], int] = {
+    Error: 1,
+    ConfigInvalid: 2,
+    VersionUnsupported: 2,
+    TryAgain: 75,
+    TimedOut: 75,
+    PermissionRefused: 77,
+}
+INTERRUPTED = 130
+
+
+class Doors(click.Group):
+    """The top-level group: our own commands, and each door whose room has commands."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *(door for door in DOORS if _has_commands(door))]
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name in COMMANDS:
+            return _load(COMMANDS[name][0])
+        if name in DOORS and _has_commands(name):
+            return _load(f"nodeplug.{name}.cli:cli")
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        helps = {name: text for name, (_where, text) in COMMANDS.items()} | DOORS
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, helps[name]) for name in self.list_commands(ctx)])
+
+
+def _has_commands(door: str) -> bool:
+    return importlib.util.find_spec(f"nodeplug.{door}") is not None and (
+        importlib.util.find_spec(f"nodeplug.{door}.cli") is not None
+    )
+
+
+def _load(where: str) -> click.Command:
+    module, _, name = where.partition(":")
+    found: click.Command = getattr(importlib.import_module(module), name)
+    return found
+
+
+@click.command(cls=Doors, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Everything below the kubelet: plugins for each node contract, and the other side of each to try them on."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status and never raises, so that nobody has to read a traceback."""
+    try:
+        outcome: Any = cli.main(args=list(arguments), prog_name="nodeplug", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except Error as error:
+        _tell(error, as_json="--json" in arguments)
+        return code_of(error, EXIT)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; the interpreter would complain when it flushes
+        return 1
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _tell(error: Error, *, as_json: bool) -> None:
+    if as_json:
+        told: dict[str, Any] = {"error": type(error).__name__, "message": error.message}
+        told |= {key: value for key, value in error.__dict__.items() if key in _TOLD and value}
+        click.echo(json.dumps(told, indent=2, default=str))
+        return
+    click.echo(f"error: {error.message}", err=True)
+    for path, sentence in getattr(error, "problems", ()):
+        click.echo(f"  {path}: {sentence}", err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+    said = getattr(error, "stderr", "").strip()
+    if said:
+        click.echo("the plugin also wrote:\n" + "\n".join(f"  {line}" for line in said.splitlines()), err=True)
+
+
+_TOLD = ("hint", "problems", "plugin", "command", "code", "msg", "details", "stderr")
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
