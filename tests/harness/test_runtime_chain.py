@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,17 @@ def test_gc_tells_every_plugin_what_is_valid_in_both_spellings(runtime: Runtime,
 def test_gc_says_an_empty_list_out_loud(runtime: Runtime, fakes: Fakes) -> None:
     runtime.gc(network("1.1.0"), [])
     assert fakes.asked()[0].stdin["cni.dev/valid-attachments"] == []
+
+
+def test_gc_spares_what_was_attached_since_a_moment(runtime: Runtime, fakes: Fakes) -> None:
+    for container, written in (("old", 1000), ("young", 2000)):
+        runtime.add(network("1.1.0"), Attachment(container))
+        os.utime(runtime.cache.path("pods", Attachment(container)), (written, written))
+    fakes.asked()
+    removed = runtime.gc(network("1.1.0"), [], spared_since=1500)
+    assert [entry.attachment.container_id for entry in removed] == ["old"]
+    told = [call.stdin["cni.dev/valid-attachments"] for call in fakes.asked() if call.command == "GC"]
+    assert told == [[{"containerID": "young", "ifname": "eth0"}]] * 2
 
 
 def test_gc_goes_on_after_a_delete_that_failed(runtime: Runtime, fakes: Fakes) -> None:

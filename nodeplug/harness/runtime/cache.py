@@ -10,12 +10,13 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nodeplug.core.errors import ConfigInvalid, Error, NotFound
+from nodeplug.core.errors import ConfigInvalid, Error, NotFound, VersionUnsupported
 from nodeplug.harness.runtime import documents
+from nodeplug.harness.runtime.result import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,12 +47,20 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Cached:
-    """One file of the cache."""
+    """One file of the cache. `written` is when, in seconds since the epoch."""
 
     network: str
     attachment: Attachment
     config: bytes
     result: Mapping[str, Any]
+    written: float = 0.0
+
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of its result; none where that cannot be read."""
+        try:
+            return tuple(ip.ip for ip in decode(dict(self.result)).ips)
+        except (ConfigInvalid, VersionUnsupported):
+            return ()
 
 
 class Cache:
@@ -129,7 +138,7 @@ class Cache:
             try:
                 document = documents.parse(documents.read(path), str(path))
                 if document.get("kind") == _KIND:
-                    yield _entry(document, str(path))
+                    yield replace(_entry(document, str(path)), written=path.stat().st_mtime)
             except (OSError, ConfigInvalid):
                 continue
 

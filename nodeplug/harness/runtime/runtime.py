@@ -105,21 +105,23 @@ class Runtime:
             self._call(config, "DEL", self._stdin(network, config, attachment, kept), attachment)
         self.cache.remove(network.name, attachment)
 
-    def gc(self, network: Network, valid: Iterable[tuple[str, str]]) -> list[Cached]:
+    def gc(
+        self, network: Network, valid: Iterable[tuple[str, str]], *, spared_since: float | None = None
+    ) -> list[Cached]:
         """Remove what does not belong to `valid`, the (container, interface) pairs that live; returns what was deleted.
 
         First a DEL for each cached attachment of this network that is not valid, with its own arguments; then, from
         version 1.1.0, GC on each plugin with the list under both of its spellings. Every step is tried; failures are
-        raised together as `SomeFailed`. Does nothing for a network with `disableGC`.
+        raised together as `SomeFailed`. Attachments cached after `spared_since` (seconds since the epoch) count as
+        valid. Does nothing for a network with `disableGC`.
         """
         if network.disable_gc:
             return []
         living = set(valid)
-        stale = [
-            entry
-            for entry in self.cache.entries()
-            if entry.network == network.name and entry.attachment.key not in living
-        ]
+        cached = [entry for entry in self.cache.entries() if entry.network == network.name]
+        if spared_since is not None:
+            living |= {entry.attachment.key for entry in cached if entry.written >= spared_since}
+        stale = [entry for entry in cached if entry.attachment.key not in living]
         errors: list[Error] = []
         removed = []
         for entry in stale:
