@@ -8,7 +8,7 @@ socket's path.
 
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from socket import socket
@@ -23,6 +23,9 @@ from nodeplug.daemon.relay import Note, Relay
 
 Unary = Callable[[bytes, "Call"], bytes]
 """A method: the request's bytes in, the answer's bytes out. It raises `Abort` for any other outcome, nothing else."""
+
+Streaming = Callable[[bytes, "Call"], Iterator[bytes]]
+"""A method that answers with a stream, on a thread of the pool for as long as it lasts. It raises `Abort` at most."""
 
 
 class Abort(Exception):
@@ -53,6 +56,11 @@ class Call:
         """Whether nobody waits for the answer any more."""
         return not self._context.is_active()
 
+    def when_over(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called, by a thread of the library's, once the call has ended; False when it has already."""
+        registered: bool = self._context.add_callback(callback)
+        return registered
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -67,17 +75,36 @@ class Limits:
 
 def unary_service(name: str, methods: Mapping[str, Unary]) -> grpc.GenericRpcHandler:
     """A service of unary methods under its full name ("v2.KeyManagementService")."""
+    return service(name, methods, {})
+
+
+def service(name: str, unary: Mapping[str, Unary], streams: Mapping[str, Streaming]) -> grpc.GenericRpcHandler:
+    """A service of unary methods and of methods that answer one request with a stream."""
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        method: grpc.unary_unary_rpc_method_handler(_guarded(answer)) for method, answer in methods.items()
+        method: grpc.unary_unary_rpc_method_handler(_guarded(answer)) for method, answer in unary.items()
     }
-    service: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(name, handlers)
-    return service
+    for method, answers in streams.items():
+        handlers[method] = grpc.unary_stream_rpc_method_handler(_guarded_stream(answers))
+    made: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(name, handlers)
+    return made
 
 
 def _guarded(answer: Unary) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     def call(request: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             return answer(request, Call(context))
+        except Abort as outcome:
+            code, details = outcome.code, outcome.details
+        _abort(context, code, details)
+
+    return call
+
+
+def _guarded_stream(answers: Streaming) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+    def call(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        try:
+            yield from answers(request, Call(context))
+            return
         except Abort as outcome:
             code, details = outcome.code, outcome.details
         _abort(context, code, details)

@@ -26,11 +26,16 @@ _STAGING = 12  # characters of a staging name
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a socket is to be and who may connect: connecting needs write permission on the socket."""
+    """Where a socket is to be and who may connect: connecting needs write permission on the socket.
+
+    `lock` False is for a name made up at random for one use: nobody else can want it, and the lock's file, which must
+    stay when the socket goes, would stay for ever.
+    """
 
     path: str
     mode: int = 0o600
     group: int | None = None
+    lock: bool = True
 
 
 class Published:
@@ -54,11 +59,12 @@ class Published:
         self.place = place
         self.staging = os.path.join(directory, "." + secrets.token_hex(5) + "~")
         self._inode: tuple[int, int] | None = None
-        self._lock = _lock(os.path.join(directory, f".{name.lstrip('.')}.lock"), place.path)
+        self._closed = False
+        self._lock = _lock(os.path.join(directory, f".{name.lstrip('.')}.lock"), place.path) if place.lock else -1
         try:
             refuse_occupied(place.path)
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     def listen(self) -> socket.socket:
@@ -87,8 +93,9 @@ class Published:
 
     def close(self) -> None:
         """Unlink the name if it is still ours, and free it for the next."""
-        if self._lock < 0:
+        if self._closed:
             return
+        self._closed = True
         for path in (self.staging, self.place.path):
             try:
                 status = os.lstat(path)
@@ -96,8 +103,8 @@ class Published:
                     os.unlink(path)
             except OSError:
                 pass  # gone already, or the directory is: either way it is not ours to mend
-        os.close(self._lock)
-        self._lock = -1
+        if self._lock >= 0:
+            os.close(self._lock)
 
     def __enter__(self) -> Self:
         return self

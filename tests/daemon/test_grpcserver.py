@@ -3,13 +3,13 @@
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from nodeplug.daemon.grpcserver import Abort, Call, Limits, Server, unary_service
+from nodeplug.daemon.grpcserver import Abort, Call, Limits, Server, service, unary_service
 from nodeplug.daemon.listeners import Place
 
 
@@ -17,6 +17,10 @@ def echo(request: bytes, _call: Call) -> bytes:
     if request == b"refuse":
         raise Abort(grpc.StatusCode.FAILED_PRECONDITION, "not today")
     return request
+
+
+def client(path: Path) -> grpc.Channel:
+    return grpc.insecure_channel(f"unix:{path}", options=[("grpc.default_authority", "localhost")])
 
 
 def call(path: Path, request: bytes, *, authority: str = "localhost", timeout: float = 10.0) -> bytes:
@@ -144,3 +148,37 @@ def test_random_bytes_on_the_socket_do_not_stop_the_server(tmp_path: Path) -> No
                 client.connect(str(path))
                 client.sendall(os.urandom(2000))
         assert call(path, b"hello") == b"hello"
+
+
+def test_a_stream_learns_that_its_reader_left(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    over = threading.Event()
+
+    def numbers(request: bytes, call: Call) -> Iterator[bytes]:
+        assert call.when_over(over.set)
+        yield request
+        over.wait(10)
+
+    answers = service("test.Numbers", {}, {"Count": numbers})
+    with Server(Place(str(path)), [answers], limits=Limits(), note=lambda _: None), client(path) as channel:
+        stream = channel.unary_stream("/test.Numbers/Count")(b"one", timeout=10, wait_for_ready=True)
+        assert next(stream) == b"one"
+        assert not over.is_set()
+        stream.cancel()
+        assert over.wait(10)
+
+
+def test_an_abort_in_a_stream_reaches_the_reader(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+
+    def numbers(request: bytes, _call: Call) -> Iterator[bytes]:
+        yield request
+        raise Abort(grpc.StatusCode.ABORTED, "enough")
+
+    answers = service("test.Numbers", {}, {"Count": numbers})
+    with Server(Place(str(path)), [answers], limits=Limits(), note=lambda _: None), client(path) as channel:
+        stream = channel.unary_stream("/test.Numbers/Count")(b"one", timeout=10, wait_for_ready=True)
+        assert next(stream) == b"one"
+        with pytest.raises(grpc.RpcError) as failed:
+            next(stream)
+    assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.ABORTED, "enough")

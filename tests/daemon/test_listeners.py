@@ -164,3 +164,10 @@ def test_sockets_of_the_service_manager_are_found_by_name(tmp_path: Path) -> Non
 def test_another_process_s_sockets_are_not_taken() -> None:
     assert inherited({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, os.getpid()) == {}
     assert inherited({}, os.getpid()) == {}
+
+
+def test_a_name_for_one_use_leaves_no_lock_behind(tmp_path: Path) -> None:
+    path = tmp_path / "random.sock"
+    with Published(Place(str(path), lock=False)) as name, name.listen():
+        assert [entry.name for entry in tmp_path.iterdir()] == ["random.sock"]
+    assert list(tmp_path.iterdir()) == []
