@@ -1,0 +1,38 @@
+"""What one execution of a plugin imports, compared with a checked-in list: each module costs every pod its start.
+
+To add a command: a test below and `tests/arch/modules/NAME.txt`. A failure prints the lines to add or to drop, in case
+they are meant.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.arch.imports import allowed, called_as, loaded
+from tests.ledger import Ledger
+from tests.needs import needs
+
+pytestmark = needs("sandbox", "file:/usr/bin/python3")
+
+
+def cni(ledger: Ledger, command: str, conf: dict[str, Any]) -> list[str]:
+    """What the plugin `conf["type"]` imports to answer `command` about a fresh pod."""
+    directory, pod = ledger.directory(), ledger.netns()
+    env = {"CNI_COMMAND": command, "CNI_CONTAINERID": "arch", "CNI_IFNAME": "eth0", "CNI_NETNS": pod.path}
+    script = called_as(conf["type"], "nodeplug-cni", directory)
+    document = json.dumps({"cniVersion": "1.0.0", "name": "arch", **conf})
+    return loaded(script, env={**env, "CNI_PATH": str(directory)}, stdin=document.encode())
+
+
+def compare(name: str, found: list[str]) -> None:
+    listed = set(allowed(name))
+    new = [module for module in found if module not in listed]
+    assert not new, f"{name} imports what its list does not have:\n" + "\n".join(new)
+    ours = {module for module in listed if module.startswith("nodeplug")}
+    unused = sorted(ours - set(found))
+    assert not unused, f"{name}: the list has what is no longer imported:\n" + "\n".join(unused)
+
+
+def test_loopback_add_imports_only_what_is_listed(ledger: Ledger) -> None:
+    compare("cni-loopback-add", cni(ledger, "ADD", {"type": "loopback"}))
