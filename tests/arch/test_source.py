@@ -18,8 +18,7 @@ EXEC_ROOMS = ("core", "kernel", "cni", "flexvolume", "volumes")
 EXEC_FILES = ("worker/frames.py", "worker/wire.py")
 # What exec dialect may import at module level; all else on the branch that needs it. design.md, the exec path.
 EXEC_IMPORTS = frozenset(
-    {"__future__", "_json", "_sha2", "_sha256", "_socket", "binascii", "contextlib", "errno", "fcntl"}
-    | {"functools", "importlib", "json", "os", "struct", "sys", "time"}
+    ("__future__", "_json", "_sha2", "_sha256", "_socket", "binascii", "errno", "fcntl", "os", "struct", "sys", "time")
 )
 SPOKEN_ELSEWHERE = re.compile(  # words of a workplace, and promises instead of work
     "/work" + r"/|\bTO" + r"DO\b|\bFIX" + r"ME\b|\bXX" + r"X\b|NotImplemented" + "Error"
