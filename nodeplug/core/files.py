@@ -17,7 +17,7 @@ from nodeplug.core.errors import Malformed, TryAgain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _F_OFD_SETLK = 37
 _F_WRLCK = 1
@@ -156,26 +156,57 @@ def range_lock(path: str, key: str | None, *, timeout: float = 30.0) -> Iterator
     try:
         start, length = (0, _EVERYTHING) if key is None else (crc32(key.encode()), 1)
         request = _FLOCK.pack(_F_WRLCK, os.SEEK_SET, start, length, 0)
-        deadline = time.monotonic() + timeout
-        pause = 0.0005
-        # F_OFD_SETLKW knows no bound, and an alarm would belong to the whole process: so ask again, ever less often.
-        while True:
-            try:
-                fcntl.fcntl(fd, _F_OFD_SETLK, request)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() > deadline:
-                raise TryAgain(
-                    f"another call has held the lock {path} for {timeout:g} s",
-                    hint="if it never ends, `fuser` on that file names the process",
-                )
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.02)
+        _ask_until_granted(lambda: fcntl.fcntl(fd, _F_OFD_SETLK, request), path, timeout)
         yield
     finally:
         os.close(fd)
+
+
+def flock(path: str, mode: int = 0o600, *, timeout: float = 30.0) -> int:
+    """A descriptor that holds flock(2) on the file at `path`, made where it is missing; closing it frees the lock.
+
+    For locks shared with programs that use flock; the house's own is `range_lock`. It excludes other processes and
+    other threads of this one, and is freed by the kernel when its holder dies. Raises `TryAgain` after `timeout`
+    seconds, OSError when the file cannot be opened.
+    """
+    while True:
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        try:
+            _ask_until_granted(lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB), path, timeout)  # noqa: B023  # called before fd changes
+            if _leads_to(path, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # unlinked while we waited: the next one would lock another file
+
+
+def _leads_to(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _ask_until_granted(ask: Callable[[], object], path: str, timeout: float) -> None:
+    """Ask for a lock without waiting, ever less often: waiting for one knows no bound, and an alarm would belong to
+    the whole process."""
+    deadline = time.monotonic() + timeout
+    pause = 0.0005
+    while True:
+        try:
+            ask()
+            return
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        if time.monotonic() > deadline:
+            raise TryAgain(
+                f"another call has held the lock {path} for {timeout:g} s",
+                hint="if it never ends, `fuser` on that file names the process",
+            )
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)
 
 
 def _open_lock(path: str) -> int:
