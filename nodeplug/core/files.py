@@ -14,6 +14,10 @@ from binascii import crc32
 
 from nodeplug.core.errors import Malformed, TryAgain
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
 _F_OFD_SETLK = 37
 _F_WRLCK = 1
 _FLOCK = struct.Struct("=hh4xqqi4x")  # struct flock of 64-bit Linux: type, whence, start, len, pid
@@ -139,12 +143,12 @@ def ensure_directory(path: str, mode: int = 0o755) -> None:
         ensure_directory(path, mode)
 
 
-def range_lock(path: str, key: str | None, *, timeout: float = 30.0) -> RangeLock:
-    """In a `with` block: hold byte crc32(`key`) of the lock file at `path`, or all of it when `key` is None.
+def range_lock(path: str, key: str | Collection[str] | None, *, timeout: float = 30.0) -> RangeLock:
+    """In a `with` block: hold byte crc32(`key`) of the lock file at `path`, those of several keys, or all for None.
 
     An open-file-description lock (fcntl(2)): it excludes other processes and other threads of this one, and is freed by
-    the kernel when its holder dies. Two keys on one byte wait for each other, which is safe and rare. Raises `TryAgain`
-    after `timeout` seconds.
+    the kernel when its holder dies. Two keys on one byte wait for each other, which is safe and rare. Several keys are
+    taken in one order by all, so no two callers wait for each other. Raises `TryAgain` after `timeout` seconds.
     """
     return RangeLock(path, key, timeout)
 
@@ -152,18 +156,22 @@ def range_lock(path: str, key: str | None, *, timeout: float = 30.0) -> RangeLoc
 class RangeLock:
     """See `range_lock`. A class of its own because contextlib would cost every executed plugin 2 ms to import."""
 
-    __slots__ = ("_fd", "_key", "_path", "_timeout")
+    __slots__ = ("_fd", "_path", "_ranges", "_timeout")
 
-    def __init__(self, path: str, key: str | None, timeout: float) -> None:
+    def __init__(self, path: str, key: str | Collection[str] | None, timeout: float) -> None:
+        keys = () if key is None else (key,) if isinstance(key, str) else key
+        self._ranges = sorted({(crc32(name.encode()), 1) for name in keys}) if key is not None else [(0, _EVERYTHING)]
         self._path = path
-        self._key = key
         self._timeout = timeout
         self._fd = -1
 
     def __enter__(self) -> None:
         self._fd = _open_lock(self._path)
         try:
-            self._take()
+            deadline = time.monotonic() + self._timeout
+            for start, length in self._ranges:
+                request = _FLOCK.pack(_F_WRLCK, os.SEEK_SET, start, length, 0)
+                _ask_until(deadline, self._path, self._ask, request)
         except BaseException:
             os.close(self._fd)
             raise
@@ -171,26 +179,57 @@ class RangeLock:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def _take(self) -> None:
-        start, length = (0, _EVERYTHING) if self._key is None else (crc32(self._key.encode()), 1)
-        request = _FLOCK.pack(_F_WRLCK, os.SEEK_SET, start, length, 0)
-        deadline = time.monotonic() + self._timeout
-        pause = 0.0005
-        # F_OFD_SETLKW knows no bound, and an alarm would belong to the whole process: so ask again, ever less often.
-        while True:
-            try:
-                fcntl.fcntl(self._fd, _F_OFD_SETLK, request)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() > deadline:
-                raise TryAgain(
-                    f"another call has held the lock {self._path} for {self._timeout:g} s",
-                    hint="if it never ends, `fuser` on that file names the process",
-                )
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.02)
+    def _ask(self, request: bytes) -> None:
+        fcntl.fcntl(self._fd, _F_OFD_SETLK, request)
+
+
+def flock(path: str, mode: int = 0o600, *, timeout: float = 30.0) -> int:
+    """A descriptor that holds flock(2) on the file at `path`, made where it is missing; closing it frees the lock.
+
+    For locks shared with programs that use flock; the house's own is `range_lock`. It excludes other processes and
+    other threads of this one, and is freed by the kernel when its holder dies. Raises `TryAgain` after `timeout`
+    seconds, OSError when the file cannot be opened.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        try:
+            _ask_until(deadline, path, fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _leads_to(path, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # unlinked while we waited: the next one would lock another file
+
+
+def _leads_to(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _ask_until(deadline: float, path: str, ask: Callable[..., object], *arguments: object) -> None:
+    """Ask for a lock until it is granted, ever less often.
+
+    Calls that wait for one know no bound, and an alarm would belong to the whole process.
+    """
+    pause = 0.0005
+    while True:
+        try:
+            ask(*arguments)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        if time.monotonic() > deadline:
+            raise TryAgain(
+                f"another call has held the lock {path} for too long",
+                hint="if it never ends, `fuser` on that file names the process",
+            )
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)
 
 
 def _open_lock(path: str) -> int:

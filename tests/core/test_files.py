@@ -142,3 +142,36 @@ def test_ensure_directory_makes_parents_and_keeps_modes(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").chmod(0o711)
     files.ensure_directory(str(tmp_path / "a" / "b"), 0o700)
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o711
+
+
+def test_flock_excludes_whoever_uses_flock_and_is_free_once_closed(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    fd = files.flock(path, 0o750)
+    assert os.stat(path).st_mode & 0o777 == 0o750 & ~_umask()
+    assert run(["flock", "-n", path, "true"]).code == 1
+    with pytest.raises(TryAgain, match="held the lock"):
+        files.flock(path, timeout=0.01)
+    os.close(fd)
+    assert run(["flock", "-n", path, "true"]).code == 0
+
+
+def test_flock_is_taken_on_the_file_that_is_there_and_not_on_an_unlinked_one(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    first = files.flock(path)
+    got: list[int] = []
+    waiter = threading.Thread(target=lambda: got.append(files.flock(path)))
+    waiter.start()
+    time.sleep(0.05)
+    os.unlink(path)
+    os.close(first)
+    waiter.join(10)
+    try:
+        assert os.path.samestat(os.fstat(got[0]), os.stat(path))
+    finally:
+        os.close(got[0])
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
