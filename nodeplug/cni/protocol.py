@@ -23,6 +23,7 @@ from nodeplug.cni.contract import (
 from nodeplug.core import document, errors, jsontext
 from nodeplug.core.document import anything, array, nested, text
 from nodeplug.core.errors import ConfigInvalid, Malformed, VersionUnsupported
+from nodeplug.core.naming import link_name_fault
 from nodeplug.core.record import Record, key
 
 TYPE_CHECKING = False
@@ -92,7 +93,7 @@ def environment(call: Call) -> str:
                 hint=f"{value!r} must start with a letter or digit and go on with those, '_', '.' or '-'",
             )
         elif name == "CNI_IFNAME":
-            fault = interface_fault(value)
+            fault = link_name_fault(value)
             if fault:
                 raise EnvironmentInvalid(f"invalid CNI_IFNAME: {fault}", hint=repr(value))
     if missing:
@@ -107,19 +108,6 @@ def unknown_command(command: str) -> EnvironmentInvalid:
 def is_identifier(value: str) -> bool:
     """What a container id and a network name look like."""
     return bool(value) and value.isascii() and value[0].isalnum() and all(c.isalnum() or c in "_.-" for c in value)
-
-
-def interface_fault(value: str) -> str:
-    """What is wrong with an interface's name; empty when nothing is."""
-    if not value:
-        return "it is empty"
-    if len(value.encode("utf-8", "surrogatepass")) > 15:
-        return "it is longer than 15 bytes"
-    if value in (".", ".."):
-        return "it is . or .."
-    if any(c in "/:" or c.isspace() for c in value):
-        return "it holds /, : or white space"
-    return ""
 
 
 class Preamble(NetConf):

@@ -22,6 +22,7 @@ import errno
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from types import TracebackType
 
 
 class Error(Exception):
@@ -114,6 +115,33 @@ def from_os(error: OSError, doing: str, *, hint: str = "") -> Error:
     reason = error.strerror or str(error)
     subject = f" [{error.filename}]" if error.filename else ""
     return kind(f"{doing}: {reason}{subject}", hint=hint)
+
+
+def doing(what: str, *, hints: Mapping[int, str] | None = None) -> Doing:
+    """In a `with` block: an OSError becomes the error that `from_os` makes of it, with `what` as its beginning.
+
+    `hints` says by errno what to do next.
+    """
+    return Doing(what, hints or {})
+
+
+class Doing:
+    """See `doing`."""
+
+    __slots__ = ("_hints", "_what")
+
+    def __init__(self, what: str, hints: Mapping[int, str]) -> None:
+        self._what = what
+        self._hints = hints
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise from_os(error, self._what, hint=self._hints.get(error.errno or 0, "")) from error
 
 
 def code_of(error: BaseException, table: Mapping[type[BaseException], int]) -> int:

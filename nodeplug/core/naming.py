@@ -1,4 +1,4 @@
-"""Names derived from identity, so that what a killed process left behind is found without any state.
+"""Names of links: derived from identity, so that what a killed process left behind is found without any state.
 
 Imports the interpreter's own SHA-256; hashlib would bring OpenSSL along.
 """
@@ -28,3 +28,16 @@ def digest(text: str, length: int) -> str:
     """The first `length` base32 characters of the SHA-256 of `text`."""
     bits = int.from_bytes(sha256(text.encode("utf-8", "surrogatepass")).digest(), "big")
     return "".join(_BASE32[bits >> (251 - 5 * n) & 31] for n in range(length))
+
+
+def link_name_fault(value: str) -> str:
+    """What keeps the kernel from taking `value` as a link's name; empty when nothing does."""
+    if not value:
+        return "it is empty"
+    if len(value.encode("utf-8", "surrogatepass")) > 15:
+        return "it is longer than 15 bytes"
+    if value in (".", ".."):
+        return "it is . or .."
+    if any(c in "/:" or c.isspace() for c in value):
+        return "it holds /, : or white space"
+    return ""

@@ -15,9 +15,10 @@ import pytest
 from nodeplug.core import child, config, errors
 from nodeplug.core.document import array, integer, nested, text
 from nodeplug.core.errors import ConfigInvalid, Internal, NotFound, PermissionRefused, Refused, TimedOut, Unavailable
-from nodeplug.core.naming import identity
+from nodeplug.core.naming import identity, link_name_fault
 from nodeplug.core.record import Record, key
 from nodeplug.core.secret import Secret
+from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -38,6 +39,19 @@ def test_a_system_error_becomes_what_the_caller_should_do(number: int, kind: typ
     error = errors.from_os(OSError(number, os.strerror(number), "/x"), "cannot write the lease")
     assert type(error) is kind
     assert str(error) == f"cannot write the lease: {os.strerror(number)} [/x]"
+
+
+def test_a_block_says_what_it_was_doing_when_a_system_call_failed() -> None:
+    with (
+        pytest.raises(PermissionRefused) as caught,
+        errors.doing("cannot make the link", hints={errno.EPERM: "it needs CAP_NET_ADMIN"}),
+    ):
+        raise PermissionError(errno.EPERM, "Operation not permitted", "eth0")
+    assert str(caught.value) == "cannot make the link: Operation not permitted [eth0]; it needs CAP_NET_ADMIN"
+    with pytest.raises(ValueError, match="other"), errors.doing("cannot make the link"):
+        raise ValueError("other")
+    with errors.doing("cannot make the link"):
+        pass
 
 
 def test_codes_are_looked_up_by_ancestry() -> None:
@@ -82,6 +96,24 @@ def test_a_reverse_that_fails_stops_no_other_and_hides_no_error() -> None:
         undo.push(fail)
 
 
+def test_every_step_is_tried_and_the_first_error_raised_at_the_end() -> None:
+    done: list[int] = []
+
+    def fail(words: str) -> None:
+        raise OSError(words)
+
+    steps = Steps()
+    assert steps.run(lambda: done.append(1))
+    assert not steps.run(lambda: fail("one"))
+    assert not steps.run(lambda: fail("two"))
+    assert steps.run(lambda: done.append(2))
+    with pytest.raises(OSError, match="one") as caught:
+        steps.close()
+    assert caught.value.__notes__ == ["and then: two"]
+    assert done == [1, 2]
+    Steps().close()
+
+
 def test_a_secret_is_not_shown_by_any_common_way() -> None:
     secret = Secret("hunter2")
     shown = [str(secret), repr(secret), f"{secret}", f"{secret!r:>20}", "%s" % secret, repr({"a": [secret]})]  # noqa: UP031  # the third common way
@@ -104,6 +136,12 @@ def test_names_derive_from_identity_and_fit_an_interface() -> None:
     assert name.startswith("np")
     assert set(name[2:]) <= set("abcdefghijklmnopqrstuvwxyz234567")
     assert len({name, identity("net", "container", "eth1"), identity("netc", "ontainer", "eth0")}) == 3
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a:b", "a b", "a\u2003b", "x" * 16, "\u00e9" * 8])
+def test_what_the_kernel_takes_as_no_links_name_is_told(name: str) -> None:
+    assert link_name_fault(name)
+    assert not link_name_fault("eth0.100")
 
 
 class Share(Record):
