@@ -17,7 +17,7 @@ from nodeplug.core.errors import Malformed, TryAgain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 _F_OFD_SETLK = 37
 _F_WRLCK = 1
@@ -145,37 +145,45 @@ def ensure_directory(path: str, mode: int = 0o755) -> None:
 
 
 @contextmanager
-def range_lock(path: str, key: str | None, *, timeout: float = 30.0) -> Iterator[None]:
-    """Hold byte crc32(`key`) of the lock file at `path`, or all of it when `key` is None.
+def range_lock(path: str, key: str | Collection[str] | None, *, timeout: float = 30.0) -> Iterator[None]:
+    """Hold byte crc32(`key`) of the lock file at `path`, those of several keys, or all of it when `key` is None.
 
     An open-file-description lock (fcntl(2)): it excludes other processes and other threads of this one, and is freed by
-    the kernel when its holder dies. Two keys on one byte wait for each other, which is safe and rare. Raises `TryAgain`
-    after `timeout` seconds.
+    the kernel when its holder dies. Two keys on one byte wait for each other, which is safe and rare. Several keys are
+    taken in one order by all, so no two callers wait for each other. Raises `TryAgain` after `timeout` seconds.
     """
     fd = _open_lock(path)
     try:
-        start, length = (0, _EVERYTHING) if key is None else (crc32(key.encode()), 1)
-        request = _FLOCK.pack(_F_WRLCK, os.SEEK_SET, start, length, 0)
         deadline = time.monotonic() + timeout
-        pause = 0.0005
-        # F_OFD_SETLKW knows no bound, and an alarm would belong to the whole process: so ask again, ever less often.
-        while True:
-            try:
-                fcntl.fcntl(fd, _F_OFD_SETLK, request)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() > deadline:
-                raise TryAgain(
-                    f"another call has held the lock {path} for {timeout:g} s",
-                    hint="if it never ends, `fuser` on that file names the process",
-                )
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.02)
+        for start, length in _ranges(key):
+            _hold(fd, start, length, deadline, f"another call has held the lock {path} for {timeout:g} s")
         yield
     finally:
         os.close(fd)
+
+
+def _ranges(key: str | Collection[str] | None) -> list[tuple[int, int]]:
+    if key is None:
+        return [(0, _EVERYTHING)]
+    keys = [key] if isinstance(key, str) else key
+    return [(byte, 1) for byte in sorted({crc32(name.encode()) for name in keys})]
+
+
+def _hold(fd: int, start: int, length: int, deadline: float, complaint: str) -> None:
+    request = _FLOCK.pack(_F_WRLCK, os.SEEK_SET, start, length, 0)
+    pause = 0.0005
+    # F_OFD_SETLKW knows no bound, and an alarm would belong to the whole process: so ask again, ever less often.
+    while True:
+        try:
+            fcntl.fcntl(fd, _F_OFD_SETLK, request)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        if time.monotonic() > deadline:
+            raise TryAgain(complaint, hint="if it never ends, `fuser` on that file names the process")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)
 
 
 def _open_lock(path: str) -> int:
