@@ -102,6 +102,34 @@ def test_one_byte_of_a_lock_excludes_threads_and_all_of_it_excludes_every_byte(t
         pass
 
 
+def test_several_keys_are_held_at_once_by_one_caller(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    with files.range_lock(path, ["b", "a", "b"]):
+        for key in ("a", "b", ["c", "a"]):
+            with pytest.raises(TryAgain), files.range_lock(path, key, timeout=0.05):
+                pass
+        with files.range_lock(path, ["c", "d"], timeout=0.05):
+            pass
+    with files.range_lock(path, ("a", "b"), timeout=0.05):
+        pass
+
+
+def test_callers_that_name_the_same_keys_in_different_orders_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+
+    def often(keys: list[str]) -> None:
+        for _ in range(200):
+            with files.range_lock(path, keys, timeout=20):
+                pass
+
+    threads = [threading.Thread(target=often, args=(keys,)) for keys in (["a", "b"], ["b", "a"])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+
+
 def test_a_waiter_gets_the_lock_when_its_holder_is_done(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     order = []
