@@ -8,7 +8,6 @@ call's name and object, and ValueError for a path with a NUL in it.
 from __future__ import annotations
 
 import os
-from functools import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,41 +17,48 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 
 
-@cache
-def _c() -> tuple[Callable[[str], Callable[..., int]], Callable[[int], object], Callable[[], int]]:
-    """(function by name, an unsigned long argument, the calling thread's errno)."""
-    import _ctypes
+class _Library:
+    """The process's own symbols, as functions that return an int."""
 
-    class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for mypy only
-        _type_ = "i"
+    def __init__(self) -> None:
+        import _ctypes
 
-    class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for mypy only
-        _type_ = "L"
+        class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for mypy only
+            _type_ = "i"
 
-    class Function(_ctypes.CFuncPtr):
-        _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
-        _restype_ = Int
+        class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for mypy only
+            _type_ = "L"
 
-    this_process = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # None is this process
+        class Function(_ctypes.CFuncPtr):
+            _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+            _restype_ = Int
 
-    @cache
-    def function(name: str) -> Callable[..., int]:
-        return Function(_ctypes.dlsym(this_process, name))
+        this_process = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # None is this process
+        self.function: Callable[[str], Callable[..., int]] = lambda name: Function(_ctypes.dlsym(this_process, name))
+        self.long: Callable[[int], object] = Long
+        self.errno = _ctypes.get_errno
 
-    return function, Long, _ctypes.get_errno
+
+_loaded: list[_Library] = []
+
+
+def _library() -> _Library:
+    if not _loaded:
+        _loaded.append(_Library())
+    return _loaded[0]
 
 
 def _call(name: str, subject: str, *arguments: object) -> int:
-    function, _, last_errno = _c()
-    result = function(name)(*arguments)
+    library = _library()
+    result = library.function(name)(*arguments)
     if result == -1:
-        number = last_errno()
+        number = library.errno()
         raise OSError(number, f"{name}: {os.strerror(number)}", subject)
     return result
 
 
 def _long(value: int) -> object:
-    return _c()[1](value)
+    return _library().long(value)
 
 
 def _bytes(text: str) -> bytes:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from contextlib import contextmanager
 
 from nodeplug.kernel import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -134,21 +133,36 @@ def own_identity() -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-@contextmanager
-def entered(netns: Netns) -> Iterator[None]:
-    """Run the body in `netns`. No child may be started inside. Raises `Stranded` if the thread could not come back."""
-    home = os.open(SELF, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        libc.setns(netns.fd, libc.CLONE_NEWNET)
+class Stay:
+    """What `entered` returns: the thread is inside from the beginning of the `with` body to its end."""
+
+    __slots__ = ("_home", "_netns")
+
+    def __init__(self, netns: Netns) -> None:
+        self._netns = netns
+        self._home = -1
+
+    def __enter__(self) -> None:
+        home = os.open(SELF, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            yield
+            libc.setns(self._netns.fd, libc.CLONE_NEWNET)
+        except BaseException:
+            os.close(home)
+            raise
+        self._home = home
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            libc.setns(self._home, libc.CLONE_NEWNET)
+        except OSError as error:
+            raise Stranded(f"could not return from {self._netns.path}: {error}") from error
         finally:
-            try:
-                libc.setns(home, libc.CLONE_NEWNET)
-            except OSError as error:
-                raise Stranded(f"could not return from {netns.path}: {error}") from error
-    finally:
-        os.close(home)
+            os.close(self._home)
+
+
+def entered(netns: Netns) -> Stay:
+    """Run the body in `netns`. No child may be started inside. Raises `Stranded` if the thread could not come back."""
+    return Stay(netns)
 
 
 def inside(netns: Netns, make: Callable[[], T]) -> T:
