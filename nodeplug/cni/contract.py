@@ -66,7 +66,8 @@ class DelegateFailed(Error):
 
 
 @expects("an address, or nothing")
-def _ip_or_none(value: Any, at: Place) -> Ip | None:
+def ip_or_none(value: Any, at: Place) -> Ip | None:
+    """Parser of a gateway: the empty string says nothing, as it does to Go's net.IP."""
     return None if value == "" else ip(value, at)
 
 
@@ -85,7 +86,7 @@ class IpConfig(Record):
     """An address of a result; `interface` is an index into the result's interfaces."""
 
     address: Net = key(net)
-    gateway: Ip | None = key(_ip_or_none, default=None)
+    gateway: Ip | None = key(ip_or_none, default=None)
     interface: int | None = key(integer(), default=None)
 
 
@@ -93,7 +94,7 @@ class Route(Record):
     """A route of a result. `table` and `scope` are the kernel's numbers."""
 
     dst: Net = key(net)
-    gw: Ip | None = key(_ip_or_none, default=None)
+    gw: Ip | None = key(ip_or_none, default=None)
     mtu: int = key(integer(), default=0)
     advmss: int = key(integer(), default=0)
     priority: int = key(integer(), default=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from nodeplug.cni import protocol
-from nodeplug.cni.contract import DelegateFailed, Result
+from nodeplug.cni.contract import DelegateFailed, DelRequest, Result
 from nodeplug.core import child, jsontext
 from nodeplug.core.errors import ConfigInvalid, Malformed, Unavailable
 
@@ -29,7 +29,8 @@ class InProcess:
         self._plugin = plugin()
         changes: dict[str, Any] = {"config": protocol.plugin_configuration(plugin.config, data), "ipam": None}
         if "args" in request.__dict__:
-            changes["args"] = protocol.arguments(request.env.get("CNI_ARGS", ""), plugin.args)
+            known = plugin.args if not isinstance(request, DelRequest) else ()  # as for the plugin's own
+            changes["args"] = protocol.arguments(request.env.get("CNI_ARGS", ""), known)
         self._request: Any = request.replace(**changes)
 
     def add(self) -> Result:

@@ -192,7 +192,9 @@ class _Service:
             common["prev_result"] = protocol.read_result(preamble.prev_result, preamble.version, "$.prevResult")
         common["container"] = env["CNI_CONTAINERID"]
         common["ifname"] = env["CNI_IFNAME"]
-        common["args"] = protocol.arguments(env.get("CNI_ARGS", ""), plugin.args)
+        # An ADD refused for its CNI_ARGS is followed by a DEL with the same ones, which must not fail as well.
+        known = plugin.args if self.command != "DEL" else ()
+        common["args"] = protocol.arguments(env.get("CNI_ARGS", ""), known)
         if self.command == "DEL":
             return DelRequest(**common, netns=netns, netns_path=env.get("CNI_NETNS", ""))
         assert netns is not None, "_netns gives one to ADD and CHECK, or raises"

@@ -288,8 +288,9 @@ def test_args_that_the_plugin_cannot_take_are_refused(given_: str, says: str) ->
     code, answer, _ = ask(Strict, environment("ADD", CNI_ARGS=given_), {"name": "net"})
     assert (code, answer["code"]) == (1, 4)
     assert says in answer["msg"]
-    # One that takes none does not mind.
+    # One that takes none does not mind; nor does DEL, which a runtime sends with the same variables.
     assert ask(Toy, environment("ADD", CNI_ARGS=given_), {"name": "net"})[0] == 0
+    assert ask(Strict, environment("DEL", CNI_ARGS=given_), {"name": "net"})[0] == 0
 
 
 def test_gc_without_a_list_removes_nothing_and_with_one_gets_it() -> None:
