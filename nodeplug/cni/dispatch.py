@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 PLUGINS = {
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
 }
-IPAM: dict[str, str] = {}
+IPAM = {
+    "host-local": "nodeplug.cni.ipam.host_local:HostLocal",
+    "static": "nodeplug.cni.ipam.static:Static",
+}
 
 
 def answer(call: Call, *, to: log.Log, plugin: type[Plugin] | None = None) -> Answer:
