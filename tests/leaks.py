@@ -15,6 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from nodeplug.core.paths import LOCKS
 from tests.ledger import OUR_FILES, loop_devices, mounts
 from tests.sandbox import FRESH, inside
 
@@ -66,7 +67,8 @@ def _files() -> list[str]:
             if folder.startswith("/run/tmp/pytest-of-"):
                 continue  # pytest's tmp_path, which it keeps by rule and removes by itself
             found += [f"file {folder}/{name}" for name in names if not name.startswith(_KEPT)]
-    return [name for name in found if not name.startswith(("file /run/netns/", "file /var/log/nodeplug/"))]
+    kept = ("file /run/netns/", "file /var/log/nodeplug/", f"file {LOCKS}/")
+    return [name for name in found if not name.startswith(kept)]
 
 
 def _mounts() -> list[str]:

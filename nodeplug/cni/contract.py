@@ -204,14 +204,15 @@ class Plugin:
     """Subclass this, and `nodeplug.cni.run(Mine)` is the executable.
 
     Methods return or raise an error of `nodeplug.core.errors`; they never print, read the environment or exit. One
-    instance serves one request.
+    instance serves one request. No two requests for one attachment are served at once, nor any beside its network's GC.
     """
 
     name = ""
     config: type[NetConf] = NetConf
     versions: tuple[str, ...] = VERSIONS
     args: tuple[str, ...] = ()  # CNI_ARGS keys it takes; with any, unknown keys are refused unless IgnoreUnknown is set
-    needs_netns = True  # False for one that never works inside: CNI_NETNS is then not opened, and need not exist
+    # False for one that never works inside: CNI_NETNS is then not opened, need not exist, and nobody else is kept away.
+    needs_netns = True
 
     def add(self, request: AddRequest) -> Result:
         """Make the attachment. Undo everything on failure: the runtime's DEL may never come."""

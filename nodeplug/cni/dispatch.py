@@ -13,6 +13,7 @@ import time
 from nodeplug.cni import protocol
 from nodeplug.cni.contract import (
     AddRequest,
+    AttachmentRequest,
     CheckRequest,
     DelRequest,
     GcRequest,
@@ -21,9 +22,11 @@ from nodeplug.cni.contract import (
     StatusRequest,
 )
 from nodeplug.cni.delegate import Executed, InProcess
-from nodeplug.core import errors, log
+from nodeplug.core import errors, files, log, paths
 from nodeplug.core.call import Answer
 from nodeplug.core.errors import ConfigInvalid, Error, Internal
+from nodeplug.core.naming import digest
+from nodeplug.core.record import Record
 from nodeplug.kernel import netns as namespaces
 from nodeplug.kernel.netns import Netns
 
@@ -42,6 +45,10 @@ IPAM = {
     "host-local": "nodeplug.cni.ipam.host_local:HostLocal",
     "static": "nodeplug.cni.ipam.static:Static",
 }
+
+# Tells an executed delegate what its caller has locked, which it would wait for in vain.
+_HELD = "NODEPLUG_CNI_LOCKED"
+_LONGEST_FILE_NAME = 255
 
 
 def answer(call: Call, *, to: log.Log, plugin: type[Plugin] | None = None) -> Answer:
@@ -72,6 +79,22 @@ def _load(where: str) -> type[Plugin]:
     return getattr(sys.modules[module], name)  # type: ignore[no-any-return]  # the tables above name plugins
 
 
+class _Lock(Record):
+    """`key` is the attachment's identity; None is the whole network."""
+
+    network: str
+    key: str | None
+
+    @property
+    def path(self) -> str:
+        name = self.network if len(self.network) <= _LONGEST_FILE_NAME else digest(self.network, 50)
+        return f"{paths.LOCKS}/cni/{name}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.key or 'whole'}"
+
+
 class _Service:
     """What is known of one call so far, for its answer and its log record."""
 
@@ -96,8 +119,10 @@ class _Service:
             error = raised
         except OSError as raised:
             error = errors.from_os(raised, f"{self.command or 'plugin'} failed")
+            error.__notes__ = getattr(raised, "__notes__", [])
         except Exception as raised:
             error = _fault(raised)
+        self.warnings += getattr(error, "__notes__", ())  # what went wrong besides, as in undoing
         stderr = "".join(f"nodeplug: {sentence}\n" for sentence in self.warnings).encode("utf-8", "replace")
         self._record(error, (time.monotonic() - started) * 1000)
         if error is not None:
@@ -123,9 +148,15 @@ class _Service:
             request = self._request(plugin, data, preamble, opened)
             if request is None:
                 return b""
+            lock = self._lock(plugin, request)
+            if lock is not None:
+                request = request.replace(env={**request.env, _HELD: lock.name})
             if preamble.ipam_type:
                 request = request.replace(ipam=self._ipam(preamble.ipam_type, request, data))
-            return self._call(plugin(), request)
+            if lock is None:
+                return self._call(plugin(), request)
+            with files.range_lock(lock.path, lock.key):
+                return self._call(plugin(), request)
         finally:
             if opened is not None:
                 opened.close()
@@ -211,6 +242,19 @@ class _Service:
         if type in IPAM:
             return InProcess(_load(IPAM[type]), request, data)
         return Executed(type, request)
+
+    def _lock(self, plugin: type[Plugin], request: Request) -> _Lock | None:
+        """What keeps others away from this attachment, for GC from this network; None when nothing must.
+
+        The lock is the attachment's, not the plugin's: the plugins of a chain take it one after another, and an address
+        manager works under that of the plugin that asked it. A plugin that needs no netns has nothing in common with
+        others but files, which it locks by itself.
+        """
+        if isinstance(request, StatusRequest) or not plugin.needs_netns:
+            return None
+        key = request.attachment.identity if isinstance(request, AttachmentRequest) else None
+        lock = _Lock(network=request.network, key=key)
+        return None if request.env.get(_HELD) == lock.name else lock
 
     def _call(self, plugin: Plugin, request: Request) -> bytes:
         if isinstance(request, AddRequest):

@@ -325,6 +325,7 @@ class Inside(Toy):
 
 
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
+@pytest.mark.needs("sandbox")
 def test_the_hosts_own_namespace_is_refused_before_the_plugin_is_called(command: str) -> None:
     config = {"cniVersion": "1.0.0", "name": "net", "prevResult": PREVIOUS}
     code, answer, _ = ask(Inside, environment(command, CNI_NETNS=HOST), config)
@@ -333,12 +334,14 @@ def test_the_hosts_own_namespace_is_refused_before_the_plugin_is_called(command:
         assert ask(Inside, environment(command, CNI_NETNS=HOST, CNI_NETNS_OVERRIDE=override), config)[0] == 0
 
 
+@pytest.mark.needs("sandbox")
 def test_delete_takes_the_hosts_own_namespace_for_one_that_is_gone() -> None:
     code, _, stderr = ask(Inside, environment("DEL", CNI_NETNS=HOST), {"name": "net"})
     assert (code, Toy.asked[0].netns) == (0, None)
     assert "the plugin's own namespace" in stderr
 
 
+@pytest.mark.needs("sandbox")
 def test_a_namespace_that_is_gone_or_none_fails_add_and_not_delete(ledger: Ledger) -> None:
     plain = ledger.directory() / "netns"
     plain.write_text("")
