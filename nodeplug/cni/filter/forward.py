@@ -1,0 +1,31 @@
+"""Whether the host forwards at all what nodeplug translates, as far as nf_tables shows it."""
+
+from __future__ import annotations
+
+from nodeplug.kernel.nft import messages
+from nodeplug.kernel.nft.wire import IPV4, IPV6
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nodeplug.kernel.netlink import Netlink
+
+_TABLES = {4: (IPV4, "ip"), 6: (IPV6, "ip6")}
+
+
+def dropped(netlink: Netlink, families: Iterable[int]) -> str:
+    """A sentence for the log when iptables' FORWARD chain drops by default in one of the families (4, 6), else "".
+
+    Rules of that chain may let a pod's traffic pass all the same (a `firewall` plugin behind us in the chain adds
+    them); no rule of another table can. What iptables-legacy has is not seen. Raises `NetlinkError`.
+    """
+    for family in families:
+        number, name = _TABLES[family]
+        chain = messages.chain(netlink, number, "filter", "FORWARD")
+        if chain is not None and chain.policy == messages.POLICY_DROP:
+            return (
+                f"the chain FORWARD of the nft table {name} filter drops by default, so traffic from and to pods "
+                "passes only where a rule there accepts it; the CNI plugin firewall, next in the chain, adds such rules"
+            )
+    return ""

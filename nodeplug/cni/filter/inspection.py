@@ -1,0 +1,69 @@
+"""What CHECK asks: whether a share is in effect, element by element and rule by rule. Read-only."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from nodeplug.cni.filter import layout
+from nodeplug.cni.filter.claims import Claims
+from nodeplug.cni.filter.layout import PROTOCOLS, TABLE
+from nodeplug.core.inet import Ip
+from nodeplug.kernel.nft import elements, messages
+from nodeplug.kernel.nft.expressions import JUMP
+from nodeplug.kernel.nft.wire import INET
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nodeplug.cni.filter.index import Holding, Index
+    from nodeplug.cni.filter.plan import Entry
+    from nodeplug.kernel.netlink import Netlink
+
+_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+
+def missing(netlink: Netlink, index: Index, holding: Holding) -> list[str]:
+    """What of the holding's share is not in effect, as sentences. Raises OSError."""
+    share, identity = holding.share, holding.identity
+    found = []
+    if index.read(identity, share.part) is None:
+        found.append(f"there is no record {identity}.{share.part} in {index.directory}/filter")
+    claims = Claims(index)
+    found += [f"host port {claim} is not claimed for it" for claim in share.claims if not claims.held(identity, claim)]
+    wanted = list({(entry.set, entry.key): entry for entry in share.entries}.values())
+    standing = elements.get_elements(netlink, INET, [(TABLE, entry.set, entry.key) for entry in wanted])
+    for entry, element in zip(wanted, standing, strict=True):
+        if element is None:
+            found.append(f"{_shown(entry)} is not in {entry.set} of the nft table inet {TABLE}")
+        elif (element.data, element.verdict) != (entry.data, (JUMP, entry.chain) if entry.chain else None):
+            found.append(f"{_shown(entry)} in {entry.set} of the nft table inet {TABLE} leads elsewhere")
+        elif not element.comment.startswith(f"{identity} "):
+            found.append(f"{_shown(entry)} in {entry.set} of the nft table inet {TABLE} is {element.comment!r}")
+    return found + _rules(netlink, holding)
+
+
+def _rules(netlink: Netlink, holding: Holding) -> list[str]:
+    wanted = [*layout.rules(), *(rule for subnet in holding.share.subnets for rule in layout.subnet_rules(subnet))]
+    expected = Counter((rule.chain, rule.title) for rule in wanted)
+    own = sum(len(condition.rules) for condition in holding.share.conditions)
+    if own:
+        expected[(holding.identity, "")] = own
+    listed = messages.rules(netlink, INET, TABLE)
+    standing = Counter((rule.chain, "" if rule.chain == holding.identity else rule.comment) for rule in listed)
+    return [
+        f"the rule {title!r} is not in chain {chain} of the nft table inet {TABLE}"
+        for chain, title in (expected - standing)
+    ]
+
+
+def _shown(entry: Entry) -> str:
+    """ "tcp . 8080", as nft lists it."""
+    name, key = entry.set, entry.key
+    parts = []
+    if not name.startswith(("ports", "when4", "when6")):
+        size = 4 if len(key) in (4, 12, 16) and "6" not in name[-1:] else 16
+        parts.append(str(Ip(packed=key[:size])))
+        key = key[size:]
+    if key:
+        parts.append(_NAMES.get(key[0], str(key[0])))
+        parts += [str(int.from_bytes(key[n : n + 2], "big")) for n in range(4, len(key), 4)]
+    return " . ".join(parts)

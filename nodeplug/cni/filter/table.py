@@ -1,0 +1,303 @@
+"""The one table in the kernel and its index on disk, changed together.
+
+Whoever finds the table or a set missing makes it again, with the elements of all attachments that live, in one
+transaction. Everything here may be killed at any point and called again; an element belongs to the identity in its
+comment, and nobody removes another's. Raises the errors of `nodeplug.core.errors`.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import contextmanager
+
+from nodeplug.cni.filter import conditions, flows, layout
+from nodeplug.cni.filter.claims import Claims
+from nodeplug.cni.filter.index import Holding, Index, Owner
+from nodeplug.cni.filter.layout import TABLE
+from nodeplug.cni.filter.removal import delete_owned, drop_chain
+from nodeplug.core.errors import Error, PermissionRefused, TryAgain, Unavailable, from_os
+from nodeplug.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
+from nodeplug.kernel.nft import elements, messages
+from nodeplug.kernel.nft.elements import Element
+from nodeplug.kernel.nft.expressions import JUMP
+from nodeplug.kernel.nft.wire import INET
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from nodeplug.cni.contract import Attachment
+    from nodeplug.cni.filter.plan import Entry, Share
+    from nodeplug.kernel.netlink import Message
+
+_ATTEMPTS = 8
+
+
+@contextmanager
+def filtering(*, warn: Callable[[str], None], index: Index | None = None) -> Iterator[Table]:
+    """The table of the network namespace the thread is in.
+
+    The socket's end waits for the kernel to free what was deleted by it (about 15 ms); it is closed as late as this.
+    """
+    try:
+        netlink = Netlink(NETLINK_NETFILTER)
+    except OSError as error:
+        raise from_os(error, "cannot reach nf_tables") from error
+    with netlink:
+        yield Table(netlink, index or Index(), warn=warn)
+
+
+class Table:
+    """See the module. `warn` is told a sentence where something unexpected was mended."""
+
+    def __init__(self, netlink: Netlink, index: Index, *, warn: Callable[[str], None]) -> None:
+        self._netlink = netlink
+        self._index = index
+        self._claims = Claims(index)
+        self._warn = warn
+
+    def add(self, owner: Owner, share: Share) -> None:
+        """Put the share into effect, in place of what that part of the attachment had.
+
+        Raises `Refused` when another attachment has one of its host ports.
+        """
+        holding = Holding(owner=owner, share=share)
+        with _named("cannot add to"), self._index.attachment(holding.identity):
+            before = self._index.read(holding.identity, share.part)
+            with self._index.contended(holding.locks | (before.locks if before else frozenset())):
+                contested = self._claims.contested(holding)
+                if before is not None:
+                    self._withdraw(before)
+                for claim, holder in contested:
+                    self._evict(claim, holder)
+                self._index.write(holding)
+                try:
+                    self._claims.take(holding)
+                    self._insert(holding)
+                except BaseException as error:
+                    self._undo(holding, error)
+                    raise
+        self._flows(flows.arrived, share)
+
+    def remove(self, attachment: Attachment, part: str) -> bool:
+        """Take the share out of effect; False when the attachment has none of that part."""
+        identity = attachment.identity
+        with _named("cannot remove from"), self._index.attachment(identity):
+            holding = self._index.read(identity, part)
+            if holding is None:
+                return False
+            with self._index.contended(holding.locks):
+                self._withdraw(holding)
+        self._flows(flows.left, holding.share)
+        return True
+
+    def missing(self, attachment: Attachment, share: Share) -> list[str]:
+        """What of the share is not in effect, as sentences; empty when all is as `add` left it."""
+        from nodeplug.cni.filter import inspection
+
+        with _named("cannot read"):
+            return inspection.missing(
+                self._netlink, self._index, Holding(owner=Owner(attachment=attachment), share=share)
+            )
+
+    def repair(self) -> int:
+        """Make the whole table again from the index, whatever became of it. Returns how many shares it holds."""
+        with _named("cannot restore"):
+            return self._restore(whole=True)
+
+    def collect(self, network: str, valid: frozenset[Attachment]) -> int:
+        """Remove what belongs to the network and to none of `valid`. Returns how many shares and stray elements.
+
+        It goes on after an error, and raises the first one at the end.
+        """
+        from nodeplug.cni.filter import collection
+
+        removed = 0
+        failures: list[Error] = []
+        with _named("cannot read"):
+            invalid = [h for h in self._index.holdings(network) if h.owner.attachment not in valid]
+        for holding in invalid:
+            try:
+                removed += self.remove(holding.owner.attachment, holding.share.part)
+            except Error as error:
+                failures.append(error)
+        try:
+            with _named("cannot clean"):
+                removed += collection.strays(self._netlink, self._index, network, valid)
+                collection.empty_subnets(self._netlink, self._index, network)
+                self._claims.sweep()
+                self._index.sweep()
+        except Error as error:
+            failures.append(error)
+        for failure in failures:
+            raise failure
+        return removed
+
+    def usable(self) -> None:
+        """Raise `Unavailable` or `PermissionRefused` when nf_tables cannot be used here. Reads one number."""
+        with _named("cannot read"):
+            messages.generation(self._netlink)
+
+    def _insert(self, holding: Holding) -> None:
+        """Add the elements; restore the table where it is missing, replace what another left behind."""
+        wanted = {(entry.set, entry.key): entry for entry in holding.share.entries}
+        replaced: dict[tuple[str, bytes], Entry] = {}
+        for _ in range(_ATTEMPTS):
+            if holding.share.conditions:
+                self._restore()
+                conditions.compile_chain(holding)
+            deletes = [*replaced.values()]
+            adds = [*wanted.values()]
+            change = [message for entry in deletes for message in _delete(entry)]
+            change += [message for entry in adds for message in _add(entry, holding.comment, exclusive=True)]
+            refused = messages.attempt(self._netlink, change)
+            if not refused:
+                return
+            lacking = False
+            for error in refused:
+                deleting = error.index < len(deletes)
+                entry = deletes[error.index] if deleting else adds[error.index - len(deletes)]
+                if error.errno == errno.ENOENT and deleting:
+                    del replaced[(entry.set, entry.key)]
+                elif error.errno == errno.ENOENT:
+                    lacking = True
+                elif error.errno == errno.EEXIST and not deleting:
+                    self._settle(entry, holding, wanted, replaced)
+                else:
+                    raise error
+            if lacking:
+                self._restore()
+        raise TryAgain(f"the nft table inet {TABLE} kept changing while elements were added")
+
+    def _settle(
+        self,
+        entry: Entry,
+        holding: Holding,
+        wanted: dict[tuple[str, bytes], Entry],
+        replaced: dict[tuple[str, bytes], Entry],
+    ) -> None:
+        """An element of that key is there: leave it if it is ours as it should be, else replace it."""
+        (found,) = elements.get_elements(self._netlink, INET, [(TABLE, entry.set, entry.key)])
+        if found is None:
+            return
+        if found == _element(entry, holding.comment):
+            del wanted[(entry.set, entry.key)]
+            return
+        replaced[(entry.set, entry.key)] = entry
+        if not found.comment.startswith(f"{holding.identity} "):
+            self._warn(f"replaced what {found.comment or 'somebody'} had left in {entry.set} of the nft table {TABLE}")
+
+    def _withdraw(self, holding: Holding) -> None:
+        delete_owned(self._netlink, holding.identity, holding.share.entries)
+        if holding.share.conditions:
+            drop_chain(self._netlink, holding.identity)
+        for claim in holding.share.claims:
+            self._claims.release(holding.identity, claim)
+        self._index.drop(holding.identity, holding.share.part)
+
+    def _undo(self, holding: Holding, error: BaseException) -> None:
+        try:
+            self._withdraw(holding)
+        except Exception as undoing:
+            error.add_note(f"while undoing: {undoing}")
+
+    def _evict(self, claim: str, holder: Holding) -> None:
+        """Take one host port from a pod that is gone."""
+        lost = [entry for entry in holder.share.entries if entry.claim == claim]
+        delete_owned(self._netlink, holder.identity, lost)
+        self._claims.release(holder.identity, claim)
+        self._warn(
+            f"host port {claim.replace('/', ' on ')} was still held by {holder.owner.attachment}, "
+            f"whose namespace {holder.owner.netns_path} is gone; it was taken over"
+        )
+
+    def _flows(self, forget: Callable[[Netlink, Share], int], share: Share) -> None:
+        """The rules stand; flows of before are a lesser matter."""
+        try:
+            forget(self._netlink, share)
+        except OSError as error:
+            self._warn(f"flows tracked before this change were not forgotten: {error}")
+
+    def _restore(self, *, whole: bool = False) -> int:
+        """Make what is missing, or everything, with the elements of all attachments that live.
+
+        Bound to the state of the ruleset that was looked at: if any transaction came between, it looks again. So what
+        another call adds meanwhile is either on disk already or goes into the restored table.
+        """
+        for _ in range(_ATTEMPTS):
+            generation = messages.generation(self._netlink)
+            present = {found.name for found in messages.sets(self._netlink, INET, TABLE)}
+            everything = whole or not present >= layout.SETS
+            live = [holding for holding in self._index.holdings() if not holding.owner.gone()]
+            change = self._restoring(live, frozenset() if everything else present)
+            try:
+                messages.commit(self._netlink, change, generation=generation)
+            except NetlinkError as error:
+                if error.errno == errno.ERESTART:
+                    continue
+                raise
+            if everything:
+                self._restore_conditions(live)
+            return len(live)
+        raise TryAgain(f"the nft ruleset kept changing while the table inet {TABLE} was restored")
+
+    def _restoring(self, live: list[Holding], present: frozenset[str] | set[str]) -> list[Message]:
+        """The transaction that makes what is not `present`; all of the table when nothing is."""
+        change: list[Message] = []
+        names: set[str] = set()
+        if not present:
+            # The idiom of nft scripts: a table that is added first can be deleted whether it was there or not.
+            change = [messages.add_table(INET, TABLE), messages.delete_table(INET, TABLE), *layout.table()]
+            names |= layout.SETS
+        for subnet in dict.fromkeys(subnet for holding in live for subnet in holding.share.subnets):
+            if subnet.set_name not in present:
+                change += layout.subnet(subnet)
+                names.add(subnet.set_name)
+        found: dict[str, dict[bytes, Element]] = {}
+        for holding in live:
+            for entry in holding.share.entries:
+                if entry.set in names and not entry.chain:
+                    found.setdefault(entry.set, {})[entry.key] = _element(entry, holding.comment)
+        for name, held in found.items():
+            change += elements.add_elements(INET, TABLE, name, held.values())
+        return change
+
+    def _restore_conditions(self, live: Iterable[Holding]) -> None:
+        for holding in live:
+            if not holding.share.conditions:
+                continue
+            try:
+                conditions.compile_chain(holding)
+            except Error as error:
+                self._warn(f"the conditions of {holding.owner.attachment} could not be restored: {error}")
+                continue
+            conditional = [entry for entry in holding.share.entries if entry.chain]
+            messages.commit(self._netlink, [m for entry in conditional for m in _add(entry, holding.comment)])
+
+
+def _element(entry: Entry, comment: str) -> Element:
+    verdict = (JUMP, entry.chain) if entry.chain else None
+    return Element(key=entry.key, data=entry.data, verdict=verdict, comment=comment)
+
+
+def _add(entry: Entry, comment: str, *, exclusive: bool = False) -> list[Message]:
+    return elements.add_elements(INET, TABLE, entry.set, [_element(entry, comment)], exclusive=exclusive)
+
+
+def _delete(entry: Entry) -> list[Message]:
+    return elements.delete_elements(INET, TABLE, entry.set, [entry.key])
+
+
+@contextmanager
+def _named(doing: str) -> Iterator[None]:
+    """Say which table and what to do, for what the kernel or the disk refused."""
+    try:
+        yield
+    except NetlinkError as error:
+        reason = f"{doing} the nft table inet {TABLE}: {error}"
+        if error.errno == errno.EPERM:
+            raise PermissionRefused(reason, hint="CNI plugins need CAP_NET_ADMIN in the host's namespace") from error
+        hint = f"`nft list table inet {TABLE}` shows it, `nodeplug cni repair` makes it again"
+        raise Unavailable(reason, hint=hint) from error
+    except OSError as error:
+        raise from_os(error, f"{doing} the nft table inet {TABLE} and its index") from error
