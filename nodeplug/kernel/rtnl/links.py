@@ -10,20 +10,8 @@ import struct
 from sys import byteorder
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Message,
-    NetlinkError,
-    attr,
-    attr_list,
-    attr_text,
-    attr_u32,
-    attrs,
-    nest,
-    number,
-    text,
-)
+from nodeplug.kernel.attributes import attr, attr_list, attr_text, attr_u32, attrs, nest, number, text
+from nodeplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, NetlinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
