@@ -54,8 +54,9 @@ _ERRNO = struct.Struct("=i")
 _LENGTH = struct.Struct("=I")
 # The kernel makes a dump's parts as large as the reader's buffer, up to 32 KiB; a link with many functions takes more.
 _RECEIVE = 64 * 1024
-# With the default queue of 208 KiB and at most about 4.5 KiB charged for an answer.
+# Messages in one send: an answer is charged with up to 4.5 KiB to a queue that holds 208 by default.
 _TOGETHER = 32
+# A refusal is charged with about 1 KiB; up to _ROOM no queue has to be enlarged.
 _ANSWER = 1024
 _ROOM = 96 * 1024
 _SO_SNDBUF = 7

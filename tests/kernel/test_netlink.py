@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 
 import pytest
 from hypothesis import given
@@ -29,6 +30,7 @@ from nodeplug.kernel.netlink import (
 )
 from nodeplug.kernel.netns import Netns
 from nodeplug.kernel.rtnl import bridges, links
+from tests.child import run
 from tests.needs import needs
 from tests.space import Space
 
@@ -39,9 +41,7 @@ NEWTABLE = 10 << 8
 DELTABLE = 10 << 8 | 2
 
 
-@given(
-    type=st.integers(0, 0xFFFF), sequence=st.integers(0, 2**40), payload=st.binary(max_size=60).map(lambda b: b[:60])
-)
+@given(type=st.integers(0, 0xFFFF), sequence=st.integers(0, 2**40), payload=st.binary(max_size=60))
 def test_a_message_reads_the_same_to_pyroute2_and_to_us(type: int, sequence: int, payload: bytes) -> None:
     data = Message(type, NLM_F_CREATE, payload).encode(sequence, NLM_F_ACK)
     theirs = nlmsg(data)
@@ -220,6 +220,16 @@ def test_a_large_transaction_tells_every_refusal(opened: Netns) -> None:
         assert [error.index for error in failed] == list(range(0, 1000, 2))
         assert {error.errno for error in failed} == {errno.ENOENT}
         filters.transaction(BEGIN, [table(DELTABLE, f"t{n}") for n in range(1000)], END)
+
+
+def test_a_large_transaction_needs_no_right_in_the_first_user_namespace() -> None:
+    script = (
+        "from tests.kernel.test_netlink import *\n"
+        "with Netlink(NETLINK_NETFILTER) as filters:\n"
+        "    filters.transaction(BEGIN, [table(NEWTABLE, f't{n}', NLM_F_CREATE) for n in range(1000)], END)\n"
+        "    filters.transaction(BEGIN, [table(DELTABLE, f't{n}') for n in range(1000)], END)\n"
+    )
+    run(["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", script], timeout=60).ok()
 
 
 def test_a_batch_refused_as_a_whole_says_so(opened: Netns) -> None:
