@@ -12,7 +12,8 @@ import struct
 from _socket import AF_INET, AF_INET6
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import Message, NetlinkError, attr, attr_u8, attr_u32, attrs, nest
+from nodeplug.kernel.attributes import attr, attr_u8, attr_u32, attrs, nest
+from nodeplug.kernel.netlink import Message, NetlinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -82,9 +82,15 @@ def mounts(mountinfo: str = OWN) -> list[Mount]:
 
 
 def find(path: str, mountinfo: str = OWN) -> Mount | None:
-    """What is mounted on `path`, the topmost of several; None when nothing is. The path's last part is not followed."""
-    head, tail = os.path.split(os.path.abspath(path))
-    point = os.path.join(os.path.realpath(head), tail)
+    """What is mounted on `path`, the topmost of several; None when nothing is.
+
+    The path is absolute (else ValueError), and its last part is not followed when it is a symbolic link. Links before
+    it are followed as the calling thread sees them, also when `mountinfo` is another's.
+    """
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r} is not an absolute path")
+    head, tail = os.path.split(path.rstrip("/") or "/")
+    point = os.path.realpath(path) if tail in ("", ".", "..") else os.path.join(os.path.realpath(head), tail)
     needle = b" " + _escaped(point) + b" "
     found = None
     for line in _lines(mountinfo):
@@ -103,8 +109,9 @@ def is_mounted(path: str, mountinfo: str = OWN) -> bool:
 def bind(source: str, target: str, *, flags: int = 0, recursive: bool = False) -> None:
     """Show `source` at `target` as well; `flags` (MS_RDONLY, MS_NOSUID ...) are for this mount only.
 
-    The kernel takes them in a second step; when it refuses that, the first is undone. After kill -9 between the two a
-    mount without the flags is there, and its `options` tell.
+    With `recursive` what is mounted below `source` comes along, with the flags it has. The kernel takes
+    `flags` in a second step; when it refuses that, the first is undone. After kill -9 between the two a mount without
+    the flags is there, and its `options` tell.
     """
     libc.mount(source, target, "", MS_BIND | (MS_REC if recursive else 0))
     if flags:

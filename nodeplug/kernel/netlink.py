@@ -15,7 +15,8 @@ import os
 import struct
 import time
 from _socket import AF_NETLINK, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
-from sys import byteorder
+
+from nodeplug.kernel.attributes import attrs, number, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ NLM_F_REPLACE = 0x100
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
-NLA_F_NESTED = 0x8000
 
 NLMSG_ERROR = 2
 _NLMSG_NOOP = 1
@@ -43,21 +43,20 @@ _NLM_F_DUMP_INTR = 0x10
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
+_NLMSGERR_ATTR_OFFS = 2
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _NETLINK_GET_STRICT_CHK = 12
-_NLA_TYPE_MASK = 0x3FFF
 
 _HEADER = struct.Struct("=IHHII")
-_ATTR = struct.Struct("=HH")
-_U16 = struct.Struct("=H")
 _ERRNO = struct.Struct("=i")
 _LENGTH = struct.Struct("=I")
 # The kernel makes a dump's parts as large as the reader's buffer, up to 32 KiB; a link with many functions takes more.
 _RECEIVE = 64 * 1024
-# With the default queue of 208 KiB and at most about 4.5 KiB charged for an answer.
+# Messages in one send: an answer is charged with up to 4.5 KiB to a queue that holds 208 by default.
 _TOGETHER = 32
+# A refusal is charged with about 1 KiB; up to _ROOM no queue has to be enlarged.
 _ANSWER = 1024
 _ROOM = 96 * 1024
 _SO_SNDBUF = 7
@@ -71,15 +70,19 @@ class NetlinkError(OSError):
     """A message the kernel refused: errno, its extended-ack text where it gave one, and which message of the send.
 
     `index` counts from 0 in the order of the send; messages before it took effect, later ones were still tried.
+    `offset` is where in the message's payload the attribute stands that the kernel complains of; -1 when it named none.
     """
 
-    def __init__(self, number: int, call: str, subject: str = "", *, text: str = "", index: int = 0) -> None:
+    def __init__(
+        self, number: int, call: str, subject: str = "", *, text: str = "", index: int = 0, offset: int = -1
+    ) -> None:
         reason = os.strerror(number) + (f" ({text})" if text else "")
         super().__init__(number, f"{call}: {reason}" if call else reason, subject or None)
         self.call = call
         self.subject = subject
         self.text = text
         self.index = index
+        self.offset = offset
 
 
 class Message:
@@ -99,68 +102,6 @@ class Message:
         flags = NLM_F_REQUEST | self.flags | extra_flags
         header = _HEADER.pack(length, self.type, flags, sequence & 0xFFFFFFFF, 0)
         return header + self.payload + bytes(-length % 4)
-
-
-def attr(type: int, value: bytes) -> bytes:
-    """One attribute, padded to four bytes. Raises ValueError when the value does not fit a 16-bit length."""
-    length = 4 + len(value)
-    if length > 0xFFFF:
-        raise ValueError(f"netlink attribute {type & _NLA_TYPE_MASK} of {len(value)} bytes; 65531 is the most")
-    return _ATTR.pack(length, type) + value + bytes(-length % 4)
-
-
-def attr_u8(type: int, value: int) -> bytes:
-    return attr(type, bytes((value,)))
-
-
-def attr_u16(type: int, value: int) -> bytes:
-    """In the host's byte order."""
-    return attr(type, _U16.pack(value))
-
-
-def attr_u32(type: int, value: int) -> bytes:
-    """In the host's byte order."""
-    return attr(type, _LENGTH.pack(value))
-
-
-def attr_text(type: int, value: str) -> bytes:
-    """A NUL-terminated string. Raises ValueError when it has a NUL inside, where the kernel would end it."""
-    if "\0" in value:
-        raise ValueError(f"a NUL character in {value!r}")
-    return attr(type, value.encode("utf-8", "surrogateescape") + b"\0")
-
-
-def nest(type: int, *parts: bytes) -> bytes:
-    """An attribute that holds attributes."""
-    return attr(type | NLA_F_NESTED, b"".join(parts))
-
-
-def attrs(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """The attributes in `data` from `offset`; of equal types the last stands. Cut-off attributes end the reading."""
-    return dict(attr_list(data, offset))
-
-
-def attr_list(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
-    """The attributes in order, equal types kept: for lists, whose elements all have one type."""
-    found = []
-    end = len(data)
-    while offset + 4 <= end:
-        length, type = _ATTR.unpack_from(data, offset)
-        if length < 4 or offset + length > end:
-            break
-        found.append((type & _NLA_TYPE_MASK, data[offset + 4 : offset + length]))
-        offset += (length + 3) & ~3
-    return found
-
-
-def number(value: bytes | None) -> int:
-    """An unsigned attribute of any width, in the host's byte order; 0 when absent."""
-    return int.from_bytes(value, byteorder) if value else 0
-
-
-def text(value: bytes | None) -> str:
-    """A string attribute up to its NUL; empty when absent. `attr_text` makes the same bytes of it again."""
-    return value.split(b"\0", 1)[0].decode("utf-8", "surrogateescape") if value else ""
 
 
 class Netlink:
@@ -390,11 +331,13 @@ def _refusal(type: int, flags: int, body: bytes, message: Message, index: int) -
     reason = -_ERRNO.unpack_from(body)[0] if len(body) >= 4 else 0
     if reason <= 0:
         return None
-    words = ""
+    found: dict[int, bytes] = {}
     if flags & _NLM_F_ACK_TLVS:
         # DONE: errno, attributes. ERROR: errno, header of the refused message, its payload unless capped, attributes.
         start = 4
         if type == NLMSG_ERROR and len(body) >= 8:
             start += _HEADER.size if flags & _NLM_F_CAPPED else (_LENGTH.unpack_from(body, 4)[0] + 3) & ~3
-        words = text(attrs(body, start).get(_NLMSGERR_ATTR_MSG))
-    return NetlinkError(reason, message.call, message.subject, text=words, index=index)
+        found = attrs(body, start)
+    words = text(found.get(_NLMSGERR_ATTR_MSG))
+    offset = number(found[_NLMSGERR_ATTR_OFFS]) - _HEADER.size if _NLMSGERR_ATTR_OFFS in found else -1
+    return NetlinkError(reason, message.call, message.subject, text=words, index=index, offset=offset)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeplug.kernel import conntrack
+from nodeplug.kernel.attributes import nest
 from nodeplug.kernel.conntrack import Flow, Pattern, Tuple
-from nodeplug.kernel.netlink import NETLINK_NETFILTER, Netlink, nest
+from nodeplug.kernel.netlink import NETLINK_NETFILTER, Netlink
 from nodeplug.kernel.netns import Netns
 from tests.needs import needs
 from tests.space import Space

@@ -13,7 +13,6 @@ import pytest
 from nodeplug.kernel import libc
 from tests.needs import needs
 
-PR_GET_NAME_LENGTH_CHECK = 0
 PR_SET_PDEATHSIG = 1
 PR_SET_TIMERSLACK = 29
 PR_GET_TIMERSLACK = 30

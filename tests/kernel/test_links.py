@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2 import IPRoute
 
-from nodeplug.kernel.netlink import Netlink, NetlinkError
+from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
 from nodeplug.kernel.netns import Netns
 from nodeplug.kernel.rtnl import bridges, links, veths
 from nodeplug.kernel.rtnl.links import Link
+from tests.kernel.rights import drop_this_threads_capabilities
 from tests.needs import needs
-from tests.space import Space
+from tests.space import Space, in_a_thread
 
 pytestmark = needs("sandbox")
 
@@ -39,6 +40,7 @@ def test_an_absent_link_is_none(route: Netlink) -> None:
     assert links.find(route, "absent") is None
     assert links.find(route, 4711) is None
     assert links.find(route, "a-name-longer-than-a-link-can-have") is None
+    assert links.find(route, "x" * 300) is None
 
 
 @pytest.mark.parametrize("which", [0, -1, "", "a\0b"])
@@ -291,6 +293,18 @@ def test_the_kernels_own_words_are_in_the_error(route: Netlink) -> None:
         route.request(links.set("a", mtu=70000))
     assert caught.value.text == "mtu greater than device maximum"
     assert "mtu greater than device maximum" in str(caught.value)
+
+
+def test_without_the_right_the_error_names_the_call(opened: Netns) -> None:
+    def powerless() -> None:
+        with Netlink(NETLINK_ROUTE, netns=opened) as route:
+            drop_this_threads_capabilities()
+            assert found(route, "lo").index == 1
+            with pytest.raises(NetlinkError, match="bridge add: Operation not permitted: 'cni0'") as caught:
+                route.request(bridges.add("cni0"))
+            assert caught.value.errno == errno.EPERM
+
+    in_a_thread(powerless)
 
 
 @given(st.binary(max_size=300))

@@ -166,9 +166,25 @@ def test_a_path_through_a_symlink_is_found_but_a_symlink_is_not_followed(directo
     mount.tmpfs(str(directory / "real" / "point"), size=1 << 16)
     assert mount.is_mounted(str(directory / "way" / "point"))
     assert mount.is_mounted(f"{directory}/real/../way//point/")
+    assert mount.is_mounted(f"{directory}/link/.")
     assert not mount.is_mounted(str(directory / "link"))
     assert mount.unmount(str(directory / "link")) is False
     assert mount.is_mounted(str(directory / "real" / "point"))
+
+
+@sandboxed
+def test_a_path_may_go_up_through_a_symlink_as_the_kernel_goes(directory: Path) -> None:
+    (directory / "a" / "b").mkdir(parents=True)
+    (directory / "way").symlink_to("a/b")
+    mount.tmpfs(str(directory / "a"), size=1 << 16)
+    (directory / "a" / "b").mkdir()
+    assert mount.is_mounted(f"{directory}/way/..")
+    assert mount.is_mounted("/")
+
+
+def test_a_relative_path_is_refused() -> None:
+    with pytest.raises(ValueError, match="'etc' is not an absolute path"):
+        mount.find("etc")
 
 
 @sandboxed

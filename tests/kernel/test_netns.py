@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import subprocess
@@ -16,6 +15,7 @@ from nodeplug.kernel import netns as namespaces
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
 from nodeplug.kernel.netns import Netns, Stranded
 from nodeplug.kernel.rtnl import bridges, links
+from tests.kernel.rights import drop_this_threads_capabilities
 from tests.needs import needs
 from tests.space import Space, in_a_thread
 
@@ -107,13 +107,6 @@ def test_many_threads_go_in_and_out_at_once(opened: Netns, pod_opened: Netns) ->
     for thread in threads:
         thread.join()
     assert wrong == []
-
-
-def drop_this_threads_capabilities() -> None:
-    """capset(2) for the calling thread: it keeps no right to go anywhere."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    assert ctypes.CDLL(None).capset(header, nothing) == 0
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeplug.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, attr_text, nest
+from nodeplug.kernel.attributes import attr_text, nest
+from nodeplug.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError
 from nodeplug.kernel.netns import Netns
 from nodeplug.kernel.nft import elements, expressions, messages, wire
 from nodeplug.kernel.nft.elements import Element

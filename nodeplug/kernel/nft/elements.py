@@ -8,18 +8,8 @@ from __future__ import annotations
 import errno
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Message,
-    NetlinkError,
-    attr,
-    attr_list,
-    attr_text,
-    attrs,
-    nest,
-    text,
-)
+from nodeplug.kernel.attributes import attr, attr_list, attr_text, attrs, nest, text
+from nodeplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, NetlinkError
 from nodeplug.kernel.nft.expressions import verdict_data
 from nodeplug.kernel.nft.wire import comment_data, message, read_be32, read_comment, subject, user_data
 

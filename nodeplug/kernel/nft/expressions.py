@@ -7,7 +7,7 @@ words of four bytes from `R0`; concatenations fill consecutive words.
 from __future__ import annotations
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import attr, attr_list, attr_text, attr_u8, attrs, nest, text
+from nodeplug.kernel.attributes import attr, attr_list, attr_text, attr_u8, attrs, nest, text
 from nodeplug.kernel.nft.wire import be32, be64, read_be32
 
 R0 = 8

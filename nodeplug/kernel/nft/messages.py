@@ -10,18 +10,8 @@ from __future__ import annotations
 import errno
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import (
-    NLM_F_APPEND,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Message,
-    NetlinkError,
-    attr,
-    attr_text,
-    attrs,
-    nest,
-    text,
-)
+from nodeplug.kernel.attributes import attr, attr_text, attrs, nest, text
+from nodeplug.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Message, NetlinkError
 from nodeplug.kernel.nft import expressions
 from nodeplug.kernel.nft.wire import (
     NFNL_SUBSYS_NFTABLES,

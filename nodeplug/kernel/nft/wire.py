@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import Message, attr, text
+from nodeplug.kernel.attributes import attr, text
+from nodeplug.kernel.netlink import Message
 
 INET = 1
 IPV4 = 2

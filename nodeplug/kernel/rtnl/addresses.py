@@ -6,18 +6,8 @@ import struct
 from _socket import AF_INET, AF_INET6, AF_UNSPEC, inet_ntop
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    Message,
-    attr,
-    attr_text,
-    attr_u32,
-    attrs,
-    number,
-    text,
-)
+from nodeplug.kernel.attributes import attr, attr_text, attr_u32, attrs, number, text
+from nodeplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

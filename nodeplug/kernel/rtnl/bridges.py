@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import attr_u8, attr_u16, attrs, number
+from nodeplug.kernel.attributes import attr_u8, attr_u16, attrs, number
 from nodeplug.kernel.rtnl import links
 
 TYPE_CHECKING = False

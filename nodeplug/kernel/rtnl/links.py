@@ -10,20 +10,8 @@ import struct
 from sys import byteorder
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Message,
-    NetlinkError,
-    attr,
-    attr_list,
-    attr_text,
-    attr_u32,
-    attrs,
-    nest,
-    number,
-    text,
-)
+from nodeplug.kernel.attributes import attr, attr_list, attr_text, attr_u32, attrs, nest, number, text
+from nodeplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, NetlinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -306,18 +294,18 @@ def find(route: Netlink, which: int | str) -> Link | None:
     """The link of that index or name, None when there is none. A name may also be an alternative name of the link."""
     (answer,) = route.attempt(query(which))
     if isinstance(answer, NetlinkError):
-        if answer.errno == errno.ENODEV:
+        if answer.errno in (errno.ENODEV, errno.ERANGE):  # ERANGE: longer than any name can be
             return None
         raise answer
     return None if answer is None else parse(answer)
 
 
-def dump(route: Netlink, *, master: int | None = None, kind: str | None = None) -> list[Link]:
-    """All links, or those with that master, or of that kind (the kernel filters)."""
+def dump(route: Netlink, *, master: int = 0, kind: str = "") -> list[Link]:
+    """All links, or where given those with that master and of that kind (the kernel filters)."""
     parts = [_IFINFO.pack(0, 0, 0, 0, 0), _SKIP_STATISTICS]
-    if master is not None:
+    if master:
         parts.append(attr_u32(_IFLA_MASTER, master))
-    if kind is not None:
+    if kind:
         parts.append(nest(_IFLA_LINKINFO, attr_text(_INFO_KIND, kind)))
     return [parse(payload) for payload in route.dump(Message(RTM_GETLINK, 0, b"".join(parts), "link dump"))]
 

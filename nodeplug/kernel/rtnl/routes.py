@@ -7,19 +7,8 @@ import struct
 from _socket import AF_INET, AF_INET6, inet_ntop
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import (
-    NLM_F_APPEND,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    Message,
-    NetlinkError,
-    attr,
-    attr_u32,
-    attrs,
-    nest,
-    number,
-)
+from nodeplug.kernel.attributes import attr, attr_u32, attrs, nest, number
+from nodeplug.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Message, NetlinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeplug.kernel.netlink import nest
+from nodeplug.kernel.attributes import nest
 from nodeplug.kernel.rtnl import links
 
 TYPE_CHECKING = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import Message, attr, attr_list, attr_u16, attrs, nest, number
+from nodeplug.kernel.attributes import attr, attr_list, attr_u16, attrs, nest, number
+from nodeplug.kernel.netlink import Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""Waiting for links and addresses: by the kernel's announcements, never by sleeping, and never without an end."""
+"""Waiting for links and addresses: by the kernel's announcements, never by sleeping, and never without an end.
+
+The `Netns` that a `Netlink` was opened with must still be open: the announcements need a socket there too.
+"""
 
 from __future__ import annotations
 
