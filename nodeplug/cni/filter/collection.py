@@ -7,7 +7,8 @@ import errno
 from nodeplug.cni.filter.layout import TABLE
 from nodeplug.cni.filter.removal import delete, drop_chain
 from nodeplug.core.naming import identity
-from nodeplug.kernel.netlink import NetlinkError, text
+from nodeplug.kernel.attributes import text
+from nodeplug.kernel.netlink import NetlinkError
 from nodeplug.kernel.nft import elements, messages
 from nodeplug.kernel.nft.wire import INET
 
