@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 SEED_BYTES = 32
 """Length of what a v2 API server has encrypted: the seed of its data keys."""
 
-LONGEST_PLAINTEXT = 4096
+LONGEST_PLAINTEXT = 512
+"""Room for any seed or data key; every provider's ciphertext of so much keeps within `LONGEST_CIPHERTEXT`."""
+
 LONGEST_KEY_ID = 1023
 LONGEST_CIPHERTEXT = 1024
 MOST_ANNOTATION_BYTES = 32768
@@ -139,7 +141,7 @@ class Provider:
         raise Internal(f"{type(self).__name__} has no key_id method")
 
     def encrypt(self, plaintext: bytes, key_id: str, call: Call) -> Encrypted:
-        """`plaintext` (at most 4 KiB) under the key `key_id`, the one published last."""
+        """`plaintext` (at most 512 bytes) under the key `key_id`, the one published last."""
         raise Internal(f"{type(self).__name__} has no encrypt method")
 
     def decrypt(self, encrypted: Encrypted, call: Call) -> bytes:
