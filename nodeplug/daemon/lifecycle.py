@@ -59,13 +59,13 @@ _SIGNALS = {signal.SIGTERM: Event.STOP, signal.SIGINT: Event.STOP, signal.SIGHUP
 class Lifecycle:
     """Signals as events and messages to the service manager. Made and used by the main thread; `post` by any.
 
-    `environ` gives NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID. `alive` is asked before each watchdog message: once
-    it is False the messages stop and the service manager restarts the process.
+    `environ` gives NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID. `alive`, which may be set later, is asked before each
+    watchdog message: once it is False the messages stop and the service manager restarts the process.
     """
 
     def __init__(self, environ: Mapping[str, str], *, alive: Callable[[], bool] = lambda: True) -> None:
         self._notify_socket = environ.get("NOTIFY_SOCKET", "")
-        self._alive = alive
+        self.alive = alive
         self._watchdog = _watchdog_seconds(environ)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._previous: dict[signal.Signals, object] = {}
@@ -112,7 +112,7 @@ class Lifecycle:
                 return self._events.get(timeout=step)
             except queue.Empty:
                 pass
-            if self._watchdog and self._alive():
+            if self._watchdog and self.alive():
                 self.notify("WATCHDOG=1")
             if end is not None and time.monotonic() >= end:
                 return None

@@ -116,14 +116,24 @@ class Published:
 
 
 def ensure_safe_directory(path: str) -> None:
-    """Create the directory (0700) where it is missing, and check it and all above it.
-
-    Whoever may write to a directory on the way may put another socket in our place. So each has to belong to root or to
-    us and be writable to no other, unless its sticky bit keeps others' hands off. Raises `Refused` with the command
-    that mends it.
-    """
+    """Create the directory (0700) where it is missing, and check it as `check_directories` does."""
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
+    except FileExistsError as error:
+        raise Refused(f"{path} is not a directory") from error
+    except OSError as error:
+        raise from_os(error, f"cannot create the directory {path}") from error
+    check_directories(path)
+
+
+def check_directories(path: str) -> None:
+    """Check a directory and all above it.
+
+    Whoever may write to a directory on the way may put another file or socket in our place. So each has to belong to
+    root or to us and be writable to no other, unless its sticky bit keeps others' hands off. Raises `Refused` with the
+    command that mends it.
+    """
+    try:
         real = os.path.realpath(path, strict=True)
         ours = {0, os.geteuid()}
         while True:
@@ -132,8 +142,7 @@ def ensure_safe_directory(path: str) -> None:
                 raise Refused(
                     f"{real} belongs to uid {status.st_uid}, who could replace what is below", hint=f"chown root {real}"
                 )
-            loose = stat.S_IMODE(status.st_mode) & 0o022
-            if loose and not status.st_mode & stat.S_ISVTX:
+            if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
                 raise Refused(
                     f"{real} may be written to by others (mode {stat.S_IMODE(status.st_mode):04o})",
                     hint=f"chmod go-w {real}",
@@ -141,10 +150,8 @@ def ensure_safe_directory(path: str) -> None:
             if real == "/":
                 return
             real = os.path.dirname(real)
-    except FileExistsError as error:
-        raise Refused(f"{path} is not a directory") from error
     except OSError as error:
-        raise from_os(error, f"cannot use the directory {path}") from error
+        raise from_os(error, f"cannot look at the directory {path}") from error
 
 
 def refuse_occupied(path: str) -> None:

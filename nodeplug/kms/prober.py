@@ -1,0 +1,144 @@
+"""Whether the provider works, and which key it would encrypt with: found out in the background, answered from memory.
+
+One thread asks the provider for its key id and, unless real calls have just shown that it works, encrypts and decrypts
+a few random bytes. Jitter keeps the nodes of a cluster from asking in step; one bad answer among good ones changes
+nothing; an answer that the key was revoked counts at once.
+"""
+
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from nodeplug.core.errors import Error, Internal
+from nodeplug.daemon.health import Condition, Health
+from nodeplug.kms.contract import SEED_BYTES, Api, Call, Note, Provider, Revoked
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds, and how many failures in a row make a provider unwell."""
+
+    well: float = 30.0
+    unwell: float = 5.0
+    patience: float = 5.0
+    failures: int = 3
+    stale: float = 150.0  # without any proof for so long, one failure is enough
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What Status answers: the last known key id ("" before there was one) and "ok" or what is wrong."""
+
+    key_id: str
+    healthz: str
+
+
+class Prober:
+    """See the module. `view` is swapped whole; `proved` and `suspect` are told by the calls that pass."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        health: Health,
+        registry: CollectorRegistry,
+        note: Note,
+        pace: Pace | None = None,
+    ) -> None:
+        self._provider = provider
+        self._health = health
+        self._note = note
+        self._pace = pace or Pace()
+        self._failures = 0
+        self._proof = 0.0
+        self._wake = threading.Event()
+        self._stop = False
+        self._probing = threading.Lock()
+        self.view = View("", "not probed yet")
+        self._healthy = Gauge("nodeplug_kms_healthy", "1 while the provider is well.", registry=registry)
+        self._age = Gauge(
+            "nodeplug_kms_proof_age_seconds", "Since the provider was last seen to work.", registry=registry
+        )
+        self._age.set_function(lambda: time.monotonic() - self._proof if self._proof else float("inf"))
+        self._thread = threading.Thread(target=self._run, name="kms-prober", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(self._pace.patience + 1.0)
+
+    def wake(self) -> None:
+        """Probe soon: settings or keys have changed."""
+        self._wake.set()
+
+    def proved(self) -> None:
+        """A call of a client has just succeeded."""
+        self._proof = time.monotonic()
+
+    def suspect(self) -> None:
+        """A call of a client has just failed by the backend's fault; while all seemed well, look at once."""
+        if self._failures == 0:
+            self._wake.set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still turns; for the watchdog."""
+        return self._thread.is_alive() or self._stop
+
+    def probe(self) -> None:
+        """Judge now. Never raises for the provider's fault."""
+        with self._probing:
+            try:
+                key_id = self._ask()
+            except Error as error:
+                self._failed(error)
+            except Exception as error:
+                self._failed(Internal(f"the provider failed with {type(error).__name__}"))
+            else:
+                self._succeeded(key_id)
+
+    def _ask(self) -> str:
+        began = time.monotonic()
+        call = Call(Api.V2, "probe", began + self._pace.patience)
+        key_id = self._provider.key_id(call)
+        if began - self._proof > self._pace.well or key_id != self.view.key_id or self._failures:
+            sample = os.urandom(SEED_BYTES)
+            if self._provider.decrypt(self._provider.encrypt(sample, key_id, call), call) != sample:
+                raise Internal("the provider decrypts to something else than was encrypted")
+            self._proof = time.monotonic()
+        return key_id
+
+    def _succeeded(self, key_id: str) -> None:
+        self._failures = 0
+        self._healthy.set(1)
+        if key_id != self.view.key_id:
+            self._note(f"new data is to be encrypted with {key_id}")
+        self.view = View(key_id, "ok")
+        if self._health.set("provider", Condition(ok=True)):
+            self._note("the provider is well")
+
+    def _failed(self, error: Error) -> None:
+        self._failures += 1
+        stale = time.monotonic() - self._proof > self._pace.stale
+        if not (stale or self._failures >= self._pace.failures or isinstance(error, Revoked) or not self.view.key_id):
+            return
+        self._healthy.set(0)
+        text = " ".join(str(error).split())[:500]
+        self.view = View(self.view.key_id, text)
+        if self._health.set("provider", Condition(ok=False, message=text)):
+            self._note(f"the provider is not well: {text}", level="error")
+
+    def _run(self) -> None:
+        while not self._stop:
+            usual = self._pace.unwell if self._failures else self._pace.well
+            self._wake.wait(usual * random.uniform(0.8, 1.2))
+            self._wake.clear()
+            if not self._stop:
+                self.probe()
