@@ -193,8 +193,8 @@ def gc(
 ) -> None:
     """Remove what belongs to no living attachment: a DEL for each that is cached, then GC on each plugin.
 
-    What lives must be said, by any of --valid, --valid-file, --cri, or by --none-valid. Run it while the runtime makes
-    no pods.
+    Of a container none of whose attachments lives, those in other networks go too. What lives must be said, by any of
+    --valid, --valid-file, --cri, or by --none-valid. Run it while the runtime makes no pods.
     """
     if not (named or valid_file or socket or none_valid):
         raise ConfigInvalid("gc must be told what lives", hint="use --cri, --valid or --valid-file; or --none-valid")
@@ -206,10 +206,12 @@ def gc(
         living |= valid.from_cri(socket, runtime.cache)
     spared_since = time.time() - grace if socket is not None else None
     removed = runtime.gc(network, living, spared_since=spared_since)
+    ended = {entry.attachment.container_id for entry in removed} - {container for container, _ in living}
+    removed += runtime.forget(ended)
     if network.disable_gc:
         _say(as_json=as_json, network=network.name, outcome="not done: the network has disableGC")
     else:
-        _show_attachments(removed, as_json=as_json, title=f"removed from network {network.name}")
+        _show_attachments(removed, as_json=as_json, title="removed")
 
 
 def _runtime(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import nodeplug
-from nodeplug.core.errors import ConfigInvalid
+from nodeplug.core.errors import ConfigInvalid, Error
 from nodeplug.ops import stage
 from nodeplug.ops.install import Change, Directory, Door
 
@@ -59,6 +59,28 @@ def door(contract: str) -> Door:
     from nodeplug.cni.dispatch import IPAM, PLUGINS
 
     return Door("nodeplug-cni", ("core", "kernel", "cni"), "nodeplug.cni.main", tuple(sorted({*PLUGINS, *IPAM})))
+
+
+@click.command()
+@click.option("--own-runtime", is_flag=True, help="Use nodeplug's own runtime, as where containerd cannot be had.")
+def demo(own_runtime: bool) -> int:
+    """Three pods under a private containerd, networked by nodeplug; then the proof that nothing is left of them.
+
+    Runs in namespaces of its own, needs root, and takes less than a minute.
+    """
+    from nodeplug.harness import enclosure
+
+    def play() -> int:
+        from nodeplug.ops.demo import scenario
+        from nodeplug.ops.demo.show import Show
+
+        try:
+            return scenario.run(Show(), door=door("cni"), own_runtime=own_runtime)
+        except Error as error:
+            click.echo(f"error: {error}", err=True)
+            return 1
+
+    return enclosure.run(play)
 
 
 destination = click.option(

@@ -36,7 +36,7 @@ class Node:
 
     def configure(self, version: str, **more: Any) -> None:
         plugins = [{"type": "one"}, {"type": "two", "capabilities": {"portMappings": True}}]
-        document = {"cniVersion": version, "name": "pods", "plugins": plugins, **more}
+        document = {"cniVersion": version, "name": "pods", "plugins": plugins} | more
         self.conf.write_text(json.dumps(document))
 
     def __call__(self, command: str, *arguments: str, stdin: bytes = b"", conf: Path | None = None) -> Finished:
@@ -168,7 +168,27 @@ def test_gc_keeps_what_is_named_by_hand_or_in_a_file(node: Node) -> None:
     told = next(call for call in node.fakes.asked() if call.command == "GC").stdin["cni.dev/valid-attachments"]
     assert {entry["containerID"] for entry in told} == {"c1", "c2"}
     assert "c1" in node("gc", "--none-valid").ok().text
-    assert "nothing removed from network pods" in node("gc", "--none-valid").ok().text
+    assert "nothing removed" in node("gc", "--none-valid").ok().text
+
+
+def test_gc_takes_the_other_attachments_of_ended_containers_by_their_cached_configuration(
+    node: Node, directory: Path
+) -> None:
+    for name in ("pods", "side"):
+        node.configure("1.0.0", name=name)
+        for container in ("c1", "c2"):
+            node("add", "--netns", "blue", "--container-id", container, "--ifname", f"{name}0").ok()
+    node.configure("1.0.0", name="side")
+    node("add", "--netns", "blue", "--container-id", "c3").ok()
+    node.configure("1.0.0", name="pods")
+    done = node("gc", "--valid", "c1/pods0", "--json").ok()
+    assert [(entry["network"], entry["container"]) for entry in done.json()] == [("pods", "c2"), ("side", "c2")]
+    left = run([NODEPLUG, "cni", "list", "--cache-dir", directory / "cache", "--json"]).ok().json()
+    assert {(entry["network"], entry["container"]) for entry in left} == {
+        ("pods", "c1"),
+        ("side", "c1"),
+        ("side", "c3"),
+    }
 
 
 def test_gc_says_when_the_network_forbids_it(node: Node) -> None:

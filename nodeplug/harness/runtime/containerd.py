@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import IO, Self
 
 from nodeplug.core.errors import Error, NotFound, TimedOut, Unavailable
-from nodeplug.harness.runtime import image
+from nodeplug.harness.runtime import cgroups, image
 from nodeplug.harness.runtime.cri import Cri, PodSpec
-from nodeplug.kernel import libc
+from nodeplug.kernel import mount, netns
 
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc")
 IMAGE = "localhost/nodeplug-pod:1"
 _PAUSE = "localhost/nodeplug-pause:1"
 _START = 30.0
 _STOP = 15.0
-_MNT_DETACH = 2
 
 _CONFIG = """version = 2
 root = {root}
@@ -90,7 +89,7 @@ class Containerd:
         self._process: subprocess.Popen[bytes] | None = None
         self._cri: Cri | None = None
         self._prepared = False
-        self.cgroup_parent = f"/nodeplug-{os.getpid()}-{directory.name}"
+        self.cgroup_parent = cgroups.new_parent()
 
     @property
     def cri(self) -> Cri:
@@ -110,6 +109,7 @@ class Containerd:
         """Start the daemon, wait until it answers, and import the image the first time. Raises `Error` subclasses."""
         if self._process is not None:
             return
+        cgroups.sweep()
         self.directory.mkdir(parents=True, exist_ok=True)
         quoted = {key: json.dumps(str(value)) for key, value in self._keys.items()}
         self._config.write_text(_CONFIG.format(**quoted))
@@ -156,11 +156,8 @@ class Containerd:
     def _import_image(self) -> None:
         archive = self.directory / "image.tar"
         image.write(archive, [IMAGE, _PAUSE])
-        command = ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", "images", "import", str(archive)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        self._ctr("images", "import", str(archive))
         archive.unlink()
-        if done.returncode != 0:
-            raise Error(f"containerd did not import our image: {done.stderr.strip()}")
 
     def stop(self) -> None:
         """End the daemon alone; its pods go on, as they do when a node's containerd is restarted."""
@@ -199,6 +196,50 @@ class Containerd:
                 errors.append(error)
         return errors
 
+    def lose_pod(self, pod_id: str) -> None:
+        """Take a pod away behind this runtime's back: its processes, its namespace, its record. No DEL is made.
+
+        What a crash of the node's runtime and a hasty clean-up leave: the network's state, and nobody who knows it.
+        The daemon is killed and started again, and does not list the pod any more.
+        """
+        described = json.loads(self.cri.pod_info(pod_id))
+        namespaces = described["runtimeSpec"]["linux"]["namespaces"]
+        path = next(entry["path"] for entry in namespaces if entry["type"] == "network")
+        self._end_shims(pod_id)
+        for record in (*self._containers_of(pod_id), pod_id):
+            self._forget(record)
+        netns.remove(path)
+        self.kill()
+        self.start()
+
+    def _containers_of(self, pod_id: str) -> list[str]:
+        listed = self._ctr("containers", "list", "--quiet", f'labels."io.kubernetes.cri.container-id"=="{pod_id}"')
+        return [record for record in listed.split() if record != pod_id]
+
+    def _forget(self, record: str) -> None:
+        """Delete a container's record once the daemon has noticed the end of its shim."""
+        deadline = time.monotonic() + _STOP
+        while True:
+            try:
+                self._ctr("containers", "rm", record)
+                return
+            except Error as error:
+                if "not found" in str(error):
+                    return
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
+
+    def _ctr(self, *arguments: str) -> str:
+        command = ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise TimedOut(f"ctr {' '.join(arguments)} did not end within 60 s") from error
+        if done.returncode != 0:
+            raise Error(f"ctr {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
     def close(self) -> None:
         """End everything this instance ever started and delete its directory; works after a crash at any point."""
         if self._process is not None:
@@ -208,27 +249,18 @@ class Containerd:
         self._end_shims()
         _unmount_below(self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
-        self._remove_cgroups()
+        cgroups.remove(self.cgroup_parent)
 
-    def _end_shims(self) -> None:
-        """Kill the shims that name our socket, and what runs below them: they outlive their daemon by design."""
-        address = str(self.socket).encode()
-        for shim in _processes_with_argument(address):
+    def _end_shims(self, pod_id: str = "") -> None:
+        """Kill the shims that name our socket, or the one of a pod: they outlive their daemon by design."""
+        wanted = [str(self.socket).encode(), *([pod_id.encode()] if pod_id else [])]
+        for shim in _processes_with_arguments(wanted):
             for pid in (*_descendants(shim), shim):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + _STOP
-        while _processes_with_argument(address) and time.monotonic() < deadline:
+        while _processes_with_arguments(wanted) and time.monotonic() < deadline:
             time.sleep(0.02)
-
-    def _remove_cgroups(self) -> None:
-        for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*")):
-            top = hierarchy / self.cgroup_parent.lstrip("/")
-            for directory in sorted(top.rglob("*/"), reverse=True) if top.is_dir() else []:
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
-            with contextlib.suppress(OSError):
-                top.rmdir()
 
     def __enter__(self) -> Self:
         try:
@@ -242,11 +274,12 @@ class Containerd:
         self.close()
 
 
-def _processes_with_argument(argument: bytes) -> list[int]:
+def _processes_with_arguments(wanted: list[bytes]) -> list[int]:
+    """The processes that have each of `wanted` among their arguments."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if argument in entry.read_bytes().split(b"\0") and int(entry.parent.name) != os.getpid():
+            if set(wanted) <= set(entry.read_bytes().split(b"\0")) and int(entry.parent.name) != os.getpid():
                 found.append(int(entry.parent.name))
     return found
 
@@ -262,8 +295,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _unmount_below(directory: Path) -> None:
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-        point = line.split(" ")[4].encode().decode("unicode_escape")
-        if point.startswith(f"{directory}/"):
+    for found in reversed(mount.mounts()):
+        if found.point.startswith(f"{directory}/"):
             with contextlib.suppress(OSError):
-                libc.umount2(point, _MNT_DETACH)
+                mount.unmount(found.point, detach=True)

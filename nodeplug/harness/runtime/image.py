@@ -27,8 +27,18 @@ _FILES = {
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
     "etc/group": b"root:x:0:\n",
     "www/index.html": b"nodeplug\n",
+    # Says who answered whom: traffic shown by bytes that went both ways.
+    "www/cgi-bin/who": b"""#!/bin/sh
+peer=${REMOTE_ADDR#\\[::ffff:}
+echo "Content-type: text/plain"
+echo
+echo "$(hostname) answers ${peer%]}"
+""",
 }
-_DIRECTORIES = ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "var", "var/tmp", "www")
+SERVER = ("/bin/httpd", "-f", "-p", "80", "-h", "/www")
+"""A command that serves /cgi-bin/who."""
+
+_DIRECTORIES = ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "var", "var/tmp", "www", "www/cgi-bin")
 
 
 def busybox() -> Path:
@@ -85,7 +95,7 @@ def _layer(binary: Path) -> bytes:
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
         for name, data in _FILES.items():
-            _add(tar, name, data)
+            _add(tar, name, data, 0o755 if "cgi-bin" in name else 0o644)
     return buffer.getvalue()
 
 

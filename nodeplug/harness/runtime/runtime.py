@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nodeplug.core.errors import ConfigInvalid, Error, NotFound, VersionUnsupported
 from nodeplug.harness.runtime import documents, plugin
 from nodeplug.harness.runtime.cache import DIRECTORY, Attachment, Cache, Cached
+from nodeplug.harness.runtime.config import parse_network
 from nodeplug.harness.runtime.result import Result, decode, encode
 
 if TYPE_CHECKING:
@@ -141,6 +142,27 @@ class Runtime:
                     errors.append(error)
         if errors:
             raise SomeFailed(f"gc of network {network.name!r} was not complete", errors)
+        return removed
+
+    def forget(self, containers: Iterable[str]) -> list[Cached]:
+        """DEL every cached attachment of containers that are known to be gone, in whatever network.
+
+        Each by the configuration it was made with, which the cache holds: a runtime's own networks, such as
+        containerd's for loopback, have no file. Raises `SomeFailed` when some failed.
+        """
+        gone = set(containers)
+        removed = []
+        errors: list[Error] = []
+        for entry in [entry for entry in self.cache.entries() if entry.attachment.container_id in gone]:
+            try:
+                self.delete(
+                    parse_network(entry.config, f"the cached configuration of {entry.network}"), entry.attachment
+                )
+                removed.append(entry)
+            except Error as error:
+                errors.append(error)
+        if errors:
+            raise SomeFailed("some attachments of ended containers are left", errors)
         return removed
 
     def status(self, network: Network) -> bool:
