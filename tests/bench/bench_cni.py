@@ -1,0 +1,176 @@
+"""bridge, host-local and portmap as separate processes, beside the reference plugins in Go on the same machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.timer import Round, Watch, measure
+from tests.child import run
+from tests.examples import ROOT
+from tests.ledger import Ledger
+from tests.space import Space
+
+GO = Path("/usr/lib/cni")
+OURS = "nodeplug"
+PORTS = [{"hostPort": 0, "containerPort": port, "protocol": "tcp"} for port in (80, 443)]
+
+pytestmark = pytest.mark.needs("sandbox", "file:/usr/lib/cni/bridge")
+
+
+@dataclass
+class Contender:
+    """One set of plugins with a bridge, a subnet and a lease directory of its own."""
+
+    directory: Path
+    bridge: str
+    octet: int
+    leases: Path
+    count: int = 0
+
+    def network(self, *, masquerade: bool, ports: bool) -> list[dict[str, Any]]:
+        """The plugins of the chain, as configurations without a result."""
+        common = {"cniVersion": "1.0.0", "name": f"bench-{self.bridge}"}
+        chain: list[dict[str, Any]] = [
+            {
+                **common,
+                "type": "bridge",
+                "bridge": self.bridge,
+                "isDefaultGateway": True,
+                "ipMasq": masquerade,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": str(self.leases),
+                    "ranges": [[{"subnet": f"10.{self.octet}.0.0/16"}]],
+                },
+            }
+        ]
+        if ports:
+            self.count += 2
+            base = 1024 + self.octet * 100 + self.count % 20_000
+            mappings = [{**port, "hostPort": base + n} for n, port in enumerate(PORTS)]
+            chain.append({**common, "type": "portmap", "runtimeConfig": {"portMappings": mappings}})
+        return chain
+
+    def env(self, command: str, space: Space) -> dict[str, str]:
+        return {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": space.name,
+            "CNI_NETNS": space.path,
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(self.directory),
+        }
+
+    def add(self, watch: Watch, label: str, space: Space, chain: list[dict[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for config in chain:
+            stdin = json.dumps({**config, **({"prevResult": result} if result else {})}).encode()
+            result = json.loads(
+                watch.run(label, [self.directory / config["type"]], stdin=stdin, env=self.env("ADD", space)).stdout
+            )
+        return result
+
+    def delete(
+        self, watch: Watch, label: str, space: Space, chain: list[dict[str, Any]], result: dict[str, Any]
+    ) -> None:
+        for config in reversed(chain):
+            stdin = json.dumps({**config, "prevResult": result}).encode()
+            watch.run(label, [self.directory / config["type"]], stdin=stdin, env=self.env("DEL", space))
+
+
+@pytest.fixture
+def contenders(ledger: Ledger) -> Iterator[dict[str, Contender]]:
+    run([ROOT / "bin" / "nodeplug", "install", "cni", "--dest", "/run/bench-cni"]).ok()
+    found = {
+        "Go": Contender(GO, "bgo0", 60, ledger.directory()),
+        OURS: Contender(Path("/run/bench-cni"), "bnp0", 61, ledger.directory()),
+    }
+    for contender in found.values():
+        ledger.link(contender.bridge)
+    ledger.table("inet", "nodeplug")
+    for program in ("iptables", "ip6tables"):
+        ledger.adopt(program, lambda program=program: [run([program, "-t", "nat", flag]).ok() for flag in ("-F", "-X")])
+    yield found
+    run(["rm", "-rf", "/run/bench-cni"])
+
+
+def life(contender: Contender, *, masquerade: bool, ports: bool) -> Round:
+    """One pod's ADD and DEL; only the plugins are timed."""
+
+    def one_round(watch: Watch) -> None:
+        with closing(Ledger()) as book:
+            space = book.netns()
+            chain = contender.network(masquerade=masquerade, ports=ports)
+            result = contender.add(watch, "ADD", space, chain)
+            contender.delete(watch, "DEL", space, chain, result)
+
+    return one_round
+
+
+def versions() -> dict[str, str]:
+    package = run(["dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins"]).ok().text
+    return {"Go plugins": package, "iptables": run(["iptables", "--version"]).ok().text.split()[1]}
+
+
+@pytest.mark.parametrize(
+    ("title", "masquerade", "ports", "targets"),
+    [
+        ("bridge + host-local", False, False, {}),
+        ("bridge + host-local, ipMasq", True, False, {"DEL": 0.5}),
+        ("bridge + host-local, ipMasq, chained with portmap (2 ports)", True, True, {"ADD": 0.8}),
+    ],
+)
+def bench_process_for_process(
+    contenders: dict[str, Contender], title: str, masquerade: bool, ports: bool, targets: dict[str, float]
+) -> None:
+    report = measure(
+        {name: life(contender, masquerade=masquerade, ports=ports) for name, contender in contenders.items()}, rounds=60
+    )
+    print()
+    print(report.markdown(title=title, command="make bench", versions=versions()))
+    for label, target in targets.items():
+        ratio = report.ratio(label, OURS)
+        print(f"target: {label} at most {target} of Go's: {ratio:.2f}, {'met' if ratio <= target else 'MISSED'}")
+
+
+def bench_growth_with_attachments(contenders: dict[str, Contender], ledger: Ledger) -> None:
+    """ADD with ipMasq and portmap at 10 and at 1,000 attachments of the same node, ours and Go's."""
+    spaces: list[tuple[Contender, Space, list[dict[str, Any]], dict[str, Any]]] = []
+    tables = []
+    medians: dict[str, list[float]] = {name: [] for name in contenders}
+    for goal in (10, 1000):
+        for contender in contenders.values():
+            held = sum(1 for owner, *_ in spaces if owner is contender)
+            for _ in range(goal - held):
+                space = ledger.netns()
+                chain = contender.network(masquerade=True, ports=True)
+                spaces.append((contender, space, chain, contender.add(Watch(), "fill", space, chain)))
+        report = measure(
+            {name: life(contender, masquerade=True, ports=True) for name, contender in contenders.items()}, rounds=50
+        )
+        tables.append(
+            report.markdown(title=f"ADD and DEL beside {goal} attachments", command="make bench", versions=versions())
+        )
+        for name in contenders:
+            walls = sorted(report.walls("ADD", name))
+            medians[name].append(walls[len(walls) // 2])
+    print()
+    print("\n".join(tables))
+    for name, (few, many) in medians.items():
+        print(f"ADD at 1,000 attachments over ADD at 10, {name}: {many / few:.2f}")
+    for contender, space, chain, result in spaces:
+        contender.delete(Watch(), "empty", space, chain, result)
+
+
+def test_the_benchmark_measures_what_it_says(contenders: dict[str, Contender]) -> None:
+    for contender in contenders.values():
+        life(contender, masquerade=True, ports=True)(Watch())
+        assert [name for name in os.listdir(contender.leases) if name.startswith("10.")] == []
