@@ -1,0 +1,1 @@
+"""`python -m tests.vm`: an emulated machine with Debian's own kernel, for what this machine's kernel lacks."""
