@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nodeplug.core import paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,11 +19,8 @@ if TYPE_CHECKING:
 
 LEASES = Path("/var/lib/cni/networks")
 RESULTS = Path("/var/lib/cni/results")
-STATE = (Path("/run/nodeplug"), Path("/var/lib/nodeplug"))
+STATE = (Path(paths.RUN), Path(paths.VAR), LEASES / ".nodeplug")
 NETNS = Path("/run/netns")
-
-# Locks, and the reference format's memory of the last address given: they belong to the network, not to a pod.
-_KEPT = ("lock", "last_reserved_ip.")
 
 Remains = dict[str, set[str]]
 """Kind -> the names of all there is of it."""
@@ -31,10 +31,10 @@ def look() -> Remains:
     return {
         "links": {name for _, name in socket.if_nameindex()},
         "network namespaces": {path.name for path in NETNS.iterdir()} if NETNS.is_dir() else set(),
-        "leases": {path.name for path in _files(LEASES)},
+        "leases": {path.name for path in _files(LEASES) if _is_address(path.name)},
         "nft elements": set(_elements()),
         "cached results": {path.name for path in _files(RESULTS)},
-        "state files": {str(path) for top in STATE for path in _files(top)},
+        "state files": {str(path) for top in STATE for path in _files(top) if not _is_of_the_network(path)},
     }
 
 
@@ -52,7 +52,9 @@ def of(pod: Pod) -> Remains:
         "leases": found["leases"] & {pod.address},
         "nft elements": {element for element in found["nft elements"] if pod.address in element},
         "cached results": {name for name in found["cached results"] if pod.id in name},
-        "state files": {name for name in found["state files"] if pod.id in name or _holds(name, pod.id)},
+        "state files": {
+            name for name in found["state files"] if pod.id in name or _holds(name, pod.id) or _holds(name, pod.address)
+        },
     }
 
 
@@ -62,16 +64,27 @@ def rules() -> int:
 
 
 def _files(top: Path) -> list[Path]:
-    return [path for path in top.rglob("*") if path.is_file() and not path.name.startswith(_KEPT) and not _lock(path)]
+    """Files, and links that lead nowhere: the address manager's index is made of those."""
+    return [path for path in top.rglob("*") if path.is_file() or path.is_symlink()]
 
 
-def _lock(path: Path) -> bool:
-    return path.parent.name == "lock"
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_of_the_network(path: Path) -> bool:
+    """Locks and time stamps are a network's, and stay."""
+    return path.is_relative_to(paths.LOCKS) or path.name in ("lock", "stamp")
 
 
 def _holds(name: str, text: str) -> bool:
+    path = Path(name)
     try:
-        return text in Path(name).read_text(errors="replace")
+        return text in (str(path.readlink()) if path.is_symlink() else path.read_text(errors="replace"))
     except OSError:
         return False  # gone meanwhile
 

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nodeplug.core.errors import Refused
 from nodeplug.ops.demo import containerd, outside, remains, traffic, who
@@ -28,7 +28,7 @@ BRIDGE = "np-demo"
 GATEWAY = "10.244.7.1"
 PORT = 8000  # of the servers that are in no pod
 
-CONFIGURATION = {
+CONFIGURATION: dict[str, Any] = {
     # containerd 1.6 reads the first key alone; newer runtimes, and `nodeplug cni gc`, take the newest they know.
     "cniVersion": "1.0.0",
     "cniVersions": ["1.0.0"],
@@ -94,9 +94,11 @@ def _install(show: Show, door: Door) -> Path:
     with show.step("plugins installed") as step:
         changes = Directory(plugins).install(door)
         step.said = ", ".join(change.name for change in changes)
-    for other in Path("/usr/lib/cni").iterdir():  # DEV
-        if not (plugins / other.name).exists():  # DEV
-            (plugins / other.name).symlink_to(other)  # DEV
+    foreign = [plugin["type"] for plugin in CONFIGURATION["plugins"] if not (plugins / plugin["type"]).exists()]
+    for name in foreign:
+        (plugins / name).symlink_to(f"/usr/lib/cni/{name}")
+    if foreign:
+        show.note(f"not nodeplug's yet, so the reference's: {', '.join(foreign)}")
     conf_dir = DIRECTORY / "net.d"
     conf_dir.mkdir()
     (conf_dir / "10-demo.conflist").write_text(json.dumps(CONFIGURATION, indent=2))
