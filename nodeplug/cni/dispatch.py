@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 PLUGINS = {
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
+    "portmap": "nodeplug.cni.plugins.portmap:Portmap",
 }
 IPAM = {
     "host-local": "nodeplug.cni.ipam.host_local:HostLocal",

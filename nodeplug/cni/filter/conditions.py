@@ -36,32 +36,32 @@ def words(tokens: Sequence[str], path: str) -> str:
     return text
 
 
-def translated(tokens: Sequence[str], family: int, path: str) -> str:
-    """Conditions in iptables' language, as a match of nft's.
+def translated(tokens: Sequence[str], family: int, protocol: str, path: str) -> tuple[str, ...]:
+    """Conditions in iptables' language, as matches of nft's of which one has to be met (`-s A,B` gives two).
 
     Raises `ConfigInvalid` naming `path` when iptables-translate cannot say them in nft's.
     """
-    tool = "iptables-translate" if family == 4 else "ip6tables-translate"
+    tool, table = ("iptables-translate", "ip") if family == 4 else ("ip6tables-translate", "ip6")
+    command = [tool, "-A", "FORWARD", "-p", protocol, *tokens, "-j", "ACCEPT"]
     try:
-        done = child.run([tool, "-A", "FORWARD", *tokens, "-j", "ACCEPT"], env=_ENV, timeout=_TIMEOUT)
+        done = child.run(command, env=_ENV, timeout=_TIMEOUT)
     except NotFound as error:
         raise Unavailable(
             f"{path} is in iptables' language and {tool} is not installed",
             hint="install iptables, or write the condition in nft's language",
         ) from error
-    text = done.stdout.decode("utf-8", "replace").strip()
     # nft 'add rule ip filter FORWARD ip saddr 10.0.0.0/8 counter accept'; what it cannot say comes back behind a #.
-    head, tail = f"add rule {'ip' if family == 4 else 'ip6'} filter FORWARD ", "counter accept"
-    text = text.removeprefix("nft ").strip("'")
-    if done.code != 0 or not text.startswith(head) or not text.endswith(tail):
+    head, tail = f"nft 'add rule {table} filter FORWARD ", " counter accept'"
+    lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+    if done.code != 0 or not lines or not all(line.startswith(head) and line.endswith(tail) for line in lines):
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = f": {said[0]}" if said else ""
+        reason = f" ({said[0]})" if said else ""
         raise ConfigInvalid(
             "a condition cannot be used",
             problems=((path, f"{tool} has no nft form for {' '.join(tokens)!r}{reason}"),),
             hint='write it in nft\'s language, such as ["ip", "saddr", "10.0.0.0/8"]',
         )
-    return words([text[len(head) : -len(tail)].strip()], path)
+    return tuple(words([line[len(head) : -len(tail)]], path) for line in lines)
 
 
 def compile_chain(holding: Holding) -> None:

@@ -101,6 +101,10 @@ class Index:
         """Hold these addresses and ports (`Holding.locks`) against other attachments. Raises `TryAgain` likewise."""
         return files.range_lock(f"{self.directory}/filter.lock", keys, timeout=LOCK_TIMEOUT)
 
+    def has(self, identity: str, part: str) -> bool:
+        """Whether anything is on disk, without reading it: most pods have no host ports."""
+        return os.path.lexists(f"{self._files}/{identity}.{part}")
+
     def read(self, identity: str, part: str) -> Holding | None:
         """The share that is on disk; None when there is none. A damaged file counts as none: `GC` finds its elements by
         their comments.
@@ -130,15 +134,15 @@ class Index:
         return sorted(kept, key=lambda holding: holding.age)
 
     def sweep(self) -> None:
-        """Remove the temporary files of writers that were killed."""
+        """Remove the temporary files of writers that were killed, and files that cannot be read."""
         for name in self._names():
-            if name.startswith(".") and name.endswith("~"):
-                path = f"{self._files}/{name}"
-                try:
-                    if time.time() - os.lstat(path).st_mtime > _SETTLED:
-                        os.unlink(path)
-                except FileNotFoundError:
-                    pass
+            path = f"{self._files}/{name}"
+            try:
+                settled = time.time() - os.lstat(path).st_mtime > _SETTLED
+                if settled and (name.startswith(".") or self._read(name) is None):
+                    os.unlink(path)
+            except FileNotFoundError:
+                pass
 
     def _names(self) -> list[str]:
         try:

@@ -32,6 +32,8 @@ TABLE = "nodeplug"
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
+RAW = "raw"
+
 MASQUERADE = "masquerade"
 HAIRPIN = "hairpin"
 
@@ -115,7 +117,7 @@ def table() -> list[Message]:
     for name in ("hostports", "mapped", "snat4", "snat6"):
         made.append(messages.add_chain(INET, TABLE, name))
     for name, type, hook, priority in (
-        ("raw", "filter", messages.PREROUTING, -300),
+        (RAW, "filter", messages.PREROUTING, -300),
         ("prerouting", "nat", messages.PREROUTING, -100),
         ("output", "nat", messages.OUTPUT, -100),
         ("postrouting", "nat", messages.POSTROUTING, 100),
@@ -235,7 +237,7 @@ def _drop_loopback(title: str, offset: int) -> Rule:
         x.cmp(x.EQ, bytes((_LOOPBACK4,))),
         x.verdict(x.DROP),
     )
-    return Rule(chain="raw", title=title, parts=parts)
+    return Rule(chain=RAW, title=title, parts=parts)
 
 
 def _conditional(family: _Family) -> list[Rule]:

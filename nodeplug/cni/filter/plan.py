@@ -13,8 +13,13 @@ from nodeplug.kernel.nft.wire import concat, port
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping as Dictionary
+    from typing import TypeVar
 
     from nodeplug.core.inet import Ip, Net
+
+    T = TypeVar("T")
+    PerProtocol = Dictionary[tuple[int, str], T]
 
 MASQUERADE = "masquerade"
 PORTS = "ports"
@@ -59,6 +64,27 @@ class Share(Record):
         """Host ports this share must have for itself, e.g. `tcp-8080/0.0.0.0`."""
         return tuple(dict.fromkeys(entry.claim for entry in self.entries if entry.claim))
 
+    @property
+    def families(self) -> tuple[int, ...]:
+        """4 and 6, as its elements have them."""
+        return tuple(sorted({4 if ":" not in entry.claim else 6 for entry in self.entries if entry.claim}))
+
+    @property
+    def is_masqueraded(self) -> bool:
+        """Whether connections to its host ports may come from the pod itself, its neighbours, or 127.0.0.1."""
+        return any(entry.set.startswith(("snat", "all")) for entry in self.entries)
+
+    @property
+    def reached_by_loopback(self) -> tuple[bytes, ...]:
+        """The pod's IPv4 addresses that a connection to the host's 127.0.0.1 may lead to."""
+        return tuple(
+            dict.fromkeys(
+                entry.key[:4]
+                for entry in self.entries
+                if entry.set in ("snat4", "all4") and entry.claim.partition("/")[2].startswith(("0.0.0.0", "127."))
+            )
+        )
+
 
 class Mapping(Record):
     """One host port. `host_ip` None or unspecified takes all of the host's addresses."""
@@ -86,28 +112,27 @@ def ports(
     *,
     snat: bool = True,
     masq_all: bool = False,
-    conditions: dict[int, str] | None = None,
+    conditions: PerProtocol[tuple[str, ...]] | None = None,
     chain: str = "",
 ) -> Share:
     """The host's ports that lead to the pod; `addresses` has at most one of each family.
 
     A mapping whose host_ip is of the other family is passed over. `snat` masquerades the pod's neighbours, itself and
-    the host's 127.0.0.1; `masq_all` with it everybody. `conditions` by family are matches in nft's words for
-    connections to all of them, checked in `chain`, the attachment's own.
+    the host's 127.0.0.1; `masq_all` with it everybody. `conditions` by family and protocol are matches in nft's words,
+    of which a connection has to meet one, checked in `chain`, the attachment's own.
     """
     subnets: list[Subnet] = []
     entries: list[Entry] = []
     flows: dict[tuple[Ip, str], list[int]] = {}
     written: dict[int, list[str]] = {}
     for address in addresses:
-        only = (conditions or {}).get(address.family, "")
         fitting = [mapping for mapping in mappings if mapping.host_ip is None or _fits(mapping.host_ip, address)]
         for mapping in fitting:
-            entries += _entries(address, mapping, chain=chain if only else "")
+            only = (conditions or {}).get((address.family, mapping.protocol), ())
+            entries.append(_entry(address, mapping, chain=chain if only else ""))
             if snat:
                 entries.append(_snat(address, mapping, everybody=masq_all))
-            if only:
-                written.setdefault(address.family, []).append(_rule(address, mapping, only))
+            written.setdefault(address.family, []).extend(_rule(address, mapping, text) for text in only)
             flows.setdefault((address.ip, mapping.protocol), []).append(mapping.container_port)
         if fitting and snat and not masq_all:
             subnet = Subnet(kind=layout.HAIRPIN, network=network, net=address.network)
@@ -121,7 +146,7 @@ def ports(
             Flow(address=address, protocol=protocol, ports=tuple(dict.fromkeys(found)))
             for (address, protocol), found in flows.items()
         ),
-        conditions=tuple(Condition(family=family, rules=tuple(found)) for family, found in written.items()),
+        conditions=tuple(Condition(family=family, rules=tuple(found)) for family, found in written.items() if found),
     )
 
 
@@ -134,7 +159,7 @@ def _claim(mapping: Mapping, family: int) -> str:
     return f"{mapping.protocol}-{mapping.host_port}/{mapping.host_ip or anywhere}"
 
 
-def _entries(address: Net, mapping: Mapping, *, chain: str) -> list[Entry]:
+def _entry(address: Net, mapping: Mapping, *, chain: str) -> Entry:
     claim = _claim(mapping, address.family)
     key = concat(bytes((PROTOCOLS[mapping.protocol],)), port(mapping.host_port))
     named = mapping.host_ip is not None and not mapping.host_ip.is_unspecified
@@ -142,9 +167,9 @@ def _entries(address: Net, mapping: Mapping, *, chain: str) -> list[Entry]:
         key = mapping.host_ip.packed + key
     if chain:
         name = f"{'whenip' if named else 'when'}{address.family}"
-        return [Entry(set=name, key=key, chain=chain, claim=claim)]
+        return Entry(set=name, key=key, chain=chain, claim=claim)
     name = f"{'hostip' if named else 'ports'}{address.family}"
-    return [Entry(set=name, key=key, data=concat(address.ip.packed, port(mapping.container_port)), claim=claim)]
+    return Entry(set=name, key=key, data=concat(address.ip.packed, port(mapping.container_port)), claim=claim)
 
 
 def _snat(address: Net, mapping: Mapping, *, everybody: bool) -> Entry:

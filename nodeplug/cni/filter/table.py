@@ -85,6 +85,7 @@ class Table:
         with _named("cannot remove from"), self._index.attachment(identity):
             holding = self._index.read(identity, part)
             if holding is None:
+                self._index.drop(identity, part)  # what cannot be read is of no more use
                 return False
             with self._index.contended(holding.locks):
                 self._withdraw(holding)
@@ -137,6 +138,26 @@ class Table:
         """Raise `Unavailable` or `PermissionRefused` when nf_tables cannot be used here. Reads one number."""
         with _named("cannot read"):
             messages.generation(self._netlink)
+
+    def ensure_loopback_guard(self) -> None:
+        """Make sure that packets of 127.0.0.0/8 from outside are dropped: before route_localnet goes on anywhere."""
+        with _named("cannot read"):
+            wanted = {rule.title for rule in layout.rules() if rule.chain == layout.RAW}
+            standing = {rule.comment for rule in messages.rules(self._netlink, INET, TABLE, layout.RAW)}
+            if not wanted <= standing:
+                self._warn(
+                    f"the chain {layout.RAW} of the nft table inet {TABLE} was damaged; the table was made again"
+                )
+                self._restore(whole=True)
+
+    def warn_of_forwarding(self, share: Share) -> None:
+        """Warn where the host's own policy would drop what the share translates."""
+        from nodeplug.cni.filter.forward import dropped
+
+        with _named("cannot read"):
+            sentence = dropped(self._netlink, share.families)
+        if sentence:
+            self._warn(sentence)
 
     def _insert(self, holding: Holding) -> None:
         """Add the elements; restore the table where it is missing, replace what another left behind."""
