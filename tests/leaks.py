@@ -19,8 +19,8 @@ from nodeplug.core.paths import LOCKS
 from tests.ledger import OUR_FILES, loop_devices, mounts
 from tests.sandbox import FRESH, inside
 
-# Written by design and kept: locks, and the reference on-disk format's memory of the last address it gave.
-_KEPT = ("lock", "last_reserved_ip.", "xtables.lock")
+# Written by design and kept: locks, and of host-local the last address it gave and its index's stamp.
+_KEPT = ("lock", "last_reserved_ip.", "stamp", "xtables.lock")
 _SETTLE = 3.0
 
 

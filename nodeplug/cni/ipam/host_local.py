@@ -14,6 +14,7 @@ from nodeplug.cni.ipam.store import Leases, directory_of, holder_of
 from nodeplug.core import errors
 from nodeplug.core.errors import ConfigInvalid, Error, NotFound, Refused, TryAgain, Unavailable
 from nodeplug.core.inet import Ip, Net
+from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 
 TYPE_CHECKING = False
@@ -97,10 +98,10 @@ class HostLocal(Plugin):
                     if holder not in valid and not holder.startswith(_HELD)
                     for name in names
                 ]
-                try:
-                    _release(leases, stale)
-                finally:
-                    leases.sweep()
+                steps = Steps()
+                steps.run(lambda: _release(leases, stale))
+                steps.run(leases.sweep)
+                steps.close()
         except NotFound:
             pass  # no directory, no leases
 
@@ -192,14 +193,11 @@ def _withheld_for(found: Range, address: Ip) -> str:
 
 def _release(leases: Leases, given: list[tuple[str, str]]) -> None:
     """Free each (name, holder), whatever becomes of the others; raises the first error."""
-    first: Error | None = None
-    for name, holder in given:
-        try:
-            leases.release(name, holder)
-        except Error as error:
-            first = first or error
-    if first is not None:
-        raise first
+    steps = Steps()
+    left = iter(given)
+    for _ in given:
+        steps.run(lambda: leases.release(*next(left)))
+    steps.close()
 
 
 def _dns(told: Settings) -> Dns:
@@ -220,10 +218,8 @@ def _expect_room(directory: str) -> None:
         raise Unavailable(f"{place} is no directory", hint=hint)
     if not os.access(place, os.W_OK | os.X_OK):
         raise Unavailable(f"{place} cannot be written", hint=hint)
-    try:
+    with errors.doing(f"cannot look at the file system of {place}"):
         found = os.statvfs(place)
-    except OSError as error:
-        raise errors.from_os(error, "cannot look at the file system of the leases", hint=hint) from error
     # A file system that counts no inodes (btrfs) says 0 of 0.
     if found.f_bfree == 0 or (found.f_files and found.f_ffree == 0):
         raise Unavailable(f"the file system of {place} is full", hint=hint)

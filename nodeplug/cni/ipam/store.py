@@ -28,15 +28,18 @@ if TYPE_CHECKING:
     from typing import Self
 
     from nodeplug.cni.ipam.ranges import Range, RangeSet
-    from nodeplug.core.errors import Error
+    from nodeplug.core.errors import Doing
 
-_LONGEST = 4096  # bytes read of a lease; no identifier on this wire comes near it
+_USUAL = 4096  # bytes that hold every lease but the strangest: nothing on this wire bounds a container's id ...
+_LONGEST = 1 << 18  # ... except the kernel, which lets one variable be half of this
 _PROBES = 256  # addresses looked at one by one before the directory is listed instead
 _HINTS = {
     errno.ENOSPC: "free space, or inodes, on that file system",
     errno.EROFS: "make that file system writable, or name another ipam.dataDir",
     errno.ENOTDIR: "a part of the path is a file; mend ipam.dataDir",
 }
+# What opening or reading says of a name that is gone, a directory, a symbolic link, a socket or a pipe.
+_NO_LEASE = frozenset((errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EAGAIN))
 
 
 def holder_of(container: str, ifname: str) -> str:
@@ -66,7 +69,7 @@ class Leases:
 
     def __enter__(self) -> Self:
         path = f"{self.directory}/lock"
-        try:
+        with self._doing("lock the leases"):
             try:
                 self._lock = files.flock(path, 0o750, timeout=self._timeout)
             except FileNotFoundError:
@@ -74,8 +77,6 @@ class Leases:
                     raise
                 files.ensure_directory(self.directory)
                 self._lock = files.flock(path, 0o750, timeout=self._timeout)
-        except OSError as error:
-            raise self._failed("cannot lock the leases", error) from error
         self._indexed = self._index.is_current()
         return self
 
@@ -125,14 +126,13 @@ class Leases:
         name = str(address)
         path = f"{self.directory}/{name}"
         before = self.held_by(holder)
-        try:
+        indexed, self._indexed = self._indexed, False  # a failure leaves open what has changed
+        with self._doing(f"reserve {name}"):
             made = files.create_whole(path, os.fsencode(holder))
             if not made and _is_free(path):
                 files.remove(path)
                 made = files.create_whole(path, os.fsencode(holder))
-        except OSError as error:
-            self._indexed = False
-            raise self._failed(f"cannot reserve {name}", error) from error
+        self._indexed = indexed
         if made:
             self._changed.add(holder)
             self._known[holder] = [*before, name]
@@ -141,11 +141,8 @@ class Leases:
     def release(self, name: str, holder: str) -> None:
         """Free the address of that name, which `holder` has."""
         before = self.held_by(holder)
-        try:
+        with self._doing(f"release {name}"):
             files.remove(f"{self.directory}/{name}")
-        except OSError as error:
-            self._indexed = False
-            raise self._failed(f"cannot release {name}", error) from error
         self._changed.add(holder)
         self._known[holder] = [other for other in before if other != name]
 
@@ -204,11 +201,9 @@ class Leases:
         found = [path for path in found if _is_free(path)]
         # The lock is held, so nobody is about to finish one of these (core.files names them so).
         found += [f"{self.directory}/{n}" for n in os.listdir(self.directory) if n[0] == "." and n[-1] == "~"]
-        for path in found:
-            try:
+        with self._doing("remove what was left half made"):
+            for path in found:
                 files.remove(path)
-            except OSError as error:
-                raise self._failed(f"cannot remove {path}", error) from error
         if found:
             self._changed.add("")
             self._known.setdefault("", [])
@@ -216,10 +211,8 @@ class Leases:
 
     def _listed(self) -> Iterator[tuple[str, bytes]]:
         """The name and the address of each file that is named by one."""
-        try:
+        with self._doing("list the leases"):
             names = os.listdir(self.directory)
-        except OSError as error:
-            raise self._failed("cannot list the leases", error) from error
         for name in names:
             packed = _packed(name)
             if packed:
@@ -231,22 +224,26 @@ class Leases:
             # A name may lead to anything: not to another file, and not to a pipe that nobody writes to.
             fd = os.open(f"{self.directory}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                return os.fsdecode(os.read(fd, _LONGEST)).strip(" \t\r\n\v\f\0")
+                read = os.read(fd, _USUAL)
+                if not read and not stat.S_ISREG(os.fstat(fd).st_mode):
+                    return None
+                if len(read) == _USUAL:
+                    read += files.read_fd(fd, _LONGEST, name)
+                return os.fsdecode(read).strip(" \t\r\n\v\f\0")
             finally:
                 os.close(fd)
-        except (FileNotFoundError, IsADirectoryError):
+        except Malformed:
             return None
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EAGAIN):
+            if error.errno in _NO_LEASE:
                 return None
-            raise self._failed(f"cannot read the lease {name}", error) from error
+            raise errors.from_os(error, f"cannot read the lease {name}") from error
 
     def _last_path(self, number: int) -> str:
         return f"{self.directory}/last_reserved_ip.{number}"
 
-    def _failed(self, doing: str, error: OSError) -> Error:
-        bare = OSError(error.errno, error.strerror)
-        return errors.from_os(bare, f"{doing} in {self.directory}", hint=_HINTS.get(error.errno or 0, ""))
+    def _doing(self, what: str) -> Doing:
+        return errors.doing(f"cannot {what} in {self.directory}", hints=_HINTS)
 
 
 def directory_of(data_dir: str, network: str) -> str:
