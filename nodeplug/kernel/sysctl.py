@@ -56,6 +56,17 @@ def ensure(value: str, *key: str) -> bool:
     return True
 
 
+def prefer(value: str, *key: str) -> bool:
+    """`ensure` for a setting one can do without: False where there is no such key or nobody may write it."""
+    try:
+        ensure(value, *key)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
+            return False
+        raise
+    return True
+
+
 def _path(key: tuple[str, ...]) -> str:
     for segment in key:
         if segment in ("", ".", "..") or "/" in segment or "\0" in segment:

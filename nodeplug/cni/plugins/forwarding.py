@@ -1,0 +1,22 @@
+"""The host forwards what its pods send and receive: switched on where a pod's gateway is, and said where it is dropped.
+
+Shared by the plugins whose pods are routed by the host.
+"""
+
+from __future__ import annotations
+
+from nodeplug.core.errors import doing
+from nodeplug.kernel import sysctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SWITCHES = {4: ("net", "ipv4", "ip_forward"), 6: ("net", "ipv6", "conf", "all", "forwarding")}
+
+
+def enable(families: Iterable[int]) -> None:
+    """Switch forwarding on for these families, 4 and 6; what is on is left alone and needs no right to write."""
+    for family in families:
+        with doing(f"cannot switch forwarding of IPv{family} on"):
+            sysctl.ensure("1", *_SWITCHES[family])
