@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from nodeplug.core.naming import identity
 from tests.cni.calls import VERSIONS
-from tests.cni.pods import Network, addresses, host_links, host_local, leases, link, routes
+from tests.cni.pods import Network, addresses, host_links, host_local, leases, link
 from tests.ledger import Ledger
 from tests.space import HERE, Space
-from tests.traffic import exchange, reaches
+from tests.traffic import exchange
 
 pytestmark = pytest.mark.needs("sandbox")
 
