@@ -51,7 +51,6 @@ def conflist(*plugins: Mapping[str, Any], version: str = "1.0.0") -> config.Netw
 def install(directory: Path, *, theirs: Iterable[str] = ()) -> Path:
     """A plugin directory with all of nodeplug's, but the reference's for the names in `theirs`."""
     Directory(directory).install(door("cni"))
-    theirs = [*theirs, *(n for n in ("bridge", "portmap") if not (directory / n).exists())]  # DEV
     for name in theirs:
         (directory / name).unlink(missing_ok=True)
         (directory / name).symlink_to(REFERENCE / name)

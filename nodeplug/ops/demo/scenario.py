@@ -31,7 +31,7 @@ PORT = 8000  # of the servers that are in no pod
 CONFIGURATION: dict[str, Any] = {
     # containerd 1.6 reads the first key alone; newer runtimes, and `nodeplug cni gc`, take the newest they know.
     "cniVersion": "1.0.0",
-    "cniVersions": ["1.0.0"],
+    "cniVersions": ["1.0.0", "1.1.0"],
     "name": NETWORK,
     "plugins": [
         {
@@ -39,7 +39,6 @@ CONFIGURATION: dict[str, Any] = {
             "bridge": BRIDGE,
             "isGateway": True,
             "ipMasq": True,
-            "hairpinMode": True,
             "ipam": {
                 "type": "host-local",
                 "ranges": [[{"subnet": "10.244.7.0/24"}]],
@@ -94,11 +93,6 @@ def _install(show: Show, door: Door) -> Path:
     with show.step("plugins installed") as step:
         changes = Directory(plugins).install(door)
         step.said = ", ".join(change.name for change in changes)
-    foreign = [plugin["type"] for plugin in CONFIGURATION["plugins"] if not (plugins / plugin["type"]).exists()]
-    for name in foreign:
-        (plugins / name).symlink_to(f"/usr/lib/cni/{name}")
-    if foreign:
-        show.note(f"not nodeplug's yet, so the reference's: {', '.join(foreign)}")
     conf_dir = DIRECTORY / "net.d"
     conf_dir.mkdir()
     (conf_dir / "10-demo.conflist").write_text(json.dumps(CONFIGURATION, indent=2))
