@@ -5,8 +5,9 @@ pointing to their names ("10.1.0.5 fd00::5"): a link appears whole, costs one ca
 no block of its own. The reference plugin reads every file below the network's own directory, so it lies elsewhere.
 
 How it knows that it is complete: whoever adds or removes a lease gives the lease directory a new modification time.
-`seal` sets that time to one no clock will give any more and writes it down in `stamp`. As long as both agree, nobody
-else has been there; after anybody's visit, or a crash half way, they differ, and the store reads every lease once.
+`seal` sets that time to one no clock will give any more and writes it down in `stamp`, with the index's own. As long as
+they agree, nobody else has been there; after anybody's visit, or a crash half way, they differ, and the store reads
+every lease once.
 
 Used by `store` only, under the network's lock. Whatever it says is checked against the lease before it is believed.
 """
@@ -38,7 +39,7 @@ class Index:
     def is_current(self) -> bool:
         """Whether it holds all there is."""
         try:
-            return files.read_bounded(f"{self._home}/{_STAMP}", 64) == _times(self._leases)
+            return files.read_bounded(f"{self._home}/{_STAMP}", 128) == self._times()
         except (OSError, Malformed):
             return False
 
@@ -85,15 +86,16 @@ class Index:
         os.utime(self._leases, ns=(now, now - _A_SECOND))
         fd = os.open(f"{self._home}/{_STAMP}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            files.write_all(fd, _times(self._leases))  # always as long as the one before
+            times = self._times()
+            files.write_all(fd, times)
+            os.ftruncate(fd, len(times))
         finally:
             os.close(fd)
 
+    def _times(self) -> bytes:
+        """Modification and change time of both directories; of a restored backup, only the former would be the same."""
+        leases, home = os.stat(self._leases), os.stat(self._home)
+        return b"%d %d %d %d" % (leases.st_mtime_ns, leases.st_ctime_ns, home.st_mtime_ns, home.st_ctime_ns)
+
     def _path(self, holder: str) -> str:
         return f"{self._home}/{digest(holder, 26)}"
-
-
-def _times(path: str) -> bytes:
-    """Modification and change time; the latter, which nobody can set, tells a directory restored from a backup."""
-    found = os.stat(path)
-    return b"%020d %020d" % (found.st_mtime_ns, found.st_ctime_ns)
