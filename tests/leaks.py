@@ -20,7 +20,7 @@ from tests.ledger import OUR_FILES, loop_devices, mounts
 from tests.sandbox import FRESH, inside
 
 # Written by design and kept: locks, and of host-local the last address it gave and its index's stamp.
-_KEPT = ("lock", "last_reserved_ip.", "stamp", "xtables.lock")
+_KEPT = ("lock", "last_reserved_ip.", "stamp")
 _SETTLE = 3.0
 
 
@@ -66,9 +66,13 @@ def _files() -> list[str]:
         for folder, _folders, names in os.walk(top):
             if folder.startswith("/run/tmp/pytest-of-"):
                 continue  # pytest's tmp_path, which it keeps by rule and removes by itself
-            found += [f"file {folder}/{name}" for name in names if not name.startswith(_KEPT)]
-    kept = ("file /run/netns/", "file /var/log/nodeplug/", f"file {LOCKS}/")
-    return [name for name in found if not name.startswith(kept)]
+            found += [f"file {folder}/{name}" for name in names if not _kept(name)]
+    elsewhere = ("file /run/netns/", "file /var/log/nodeplug/", f"file {LOCKS}/")
+    return [name for name in found if not name.startswith(elsewhere)]
+
+
+def _kept(name: str) -> bool:
+    return name.startswith(_KEPT) or name.endswith(".lock")
 
 
 def _mounts() -> list[str]:

@@ -37,6 +37,9 @@ class Network:
 
     def __init__(self, ledger: Ledger, **config: Any) -> None:
         self.config = {"cniVersion": "1.1.0", "name": "pods", **config}
+        self.leases_in = ledger.directory()
+        if self.config.get("ipam", {}).get("type") == "host-local":
+            self.config["ipam"] = {"dataDir": str(self.leases_in), **self.config["ipam"]}
         self.plugins = ledger.directory()
         for name in {str(self.config["type"]), "host-local", "static"}:
             (self.plugins / name).symlink_to(CHECKOUT / "bin" / "nodeplug-cni")
@@ -78,6 +81,12 @@ class Network:
         assert code == 1, answer
         return answer
 
+    def leases(self) -> set[str]:
+        """The addresses that host-local has given and not taken back."""
+        directory = self.leases_in / str(self.config["name"])
+        names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+        return {name for name in names if not name.startswith(("lock", "last_"))}
+
     def executable(self, command: str, pod: Space | None, extra: Any = None, **variables: str | None) -> Finished:
         """The same by the launcher, in a process of its own."""
         stdin = json.dumps({**self.config, **(extra or {})}).encode()
@@ -110,13 +119,6 @@ def addresses(space: Space, ifname: str = "eth0") -> set[str]:
 def routes(space: Space, family: int = 4) -> dict[str, Any]:
     """The routes of the main table by destination."""
     return {route["dst"]: route for route in space.ip(f"-{family}", "route", "show")}
-
-
-def leases(network: str = "pods") -> set[str]:
-    """The addresses that host-local has given."""
-    directory = Path("/var/lib/cni/networks", network)
-    names = {path.name for path in directory.iterdir()} if directory.exists() else set()
-    return {name for name in names if not name.startswith(("lock", "last_"))}
 
 
 def setting(space: Space, *key: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from nodeplug.core.naming import identity
 from tests.cni.calls import VERSIONS
-from tests.cni.pods import Network, addresses, host_links, host_local, leases, link
+from tests.cni.pods import Network, addresses, host_links, host_local, link
 from tests.ledger import Ledger
 from tests.space import HERE, Space
 from tests.traffic import exchange
@@ -31,11 +31,11 @@ def test_add_check_and_delete_in_every_version(ledger: Ledger, netns: Space, ver
         assert (address["address"], address["gateway"], address["interface"]) == ("10.88.0.2/24", "10.88.0.1", 2)
         assert address.get("version") == ("4" if version < "1.0.0" else None)
     assert addresses(netns) == {"10.88.0.2/24"}
-    assert leases() == {"10.88.0.2"}
+    assert network.leases() == {"10.88.0.2"}
     if version >= "0.4.0":
         network.check(netns, result)
     network.delete(netns, {"prevResult": result} if version >= "0.4.0" else None)
-    assert (host_links(), netns.links(), leases()) == ({"cni0"}, {"lo"}, set())
+    assert (host_links(), netns.links(), network.leases()) == ({"cni0"}, {"lo"}, set())
 
 
 @pytest.mark.parametrize("families", [(4,), (6,), (4, 6)])

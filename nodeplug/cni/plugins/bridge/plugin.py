@@ -22,7 +22,7 @@ from nodeplug.kernel.rtnl import links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nodeplug.cni.contract import AddRequest, DelRequest, GcRequest, IpConfig
+    from nodeplug.cni.contract import AddRequest, CheckRequest, DelRequest, GcRequest, IpConfig, StatusRequest
     from nodeplug.kernel.rtnl.links import Link
 
 _POD = 2
@@ -48,6 +48,7 @@ class Bridge(Plugin):
             result = _planned(request, bridge, port, _ask_for_addresses(host, port, request, undo))
             end = _configure(pod, port, request, result)
             gateway = _ensure_gateways(host, bridge, request, result)
+            _masquerade(request, result, undo)
             _wait(host, port, request)
             if result.ips:
                 addressing.announce(pod, end)
@@ -61,13 +62,43 @@ class Bridge(Plugin):
         gone = steps.run(lambda: ports.disconnect(request))
         if gone and request.ipam is not None:
             steps.run(request.ipam.delete)
+        from nodeplug.cni.plugins import masquerade
+
+        steps.run(lambda: masquerade.remove(request))
         steps.close()
+
+    def check(self, request: CheckRequest) -> None:
+        from nodeplug.cni.plugins.bridge import verify
+
+        validate(request.config, addresses=request.ipam is not None)
+        verify.check(request)
+        if request.config.ip_masq and request.prev_result.ips:
+            from nodeplug.cni.plugins import masquerade
+
+            masquerade.check(request)
+        if request.ipam is not None:
+            request.ipam.check()
+
+    def status(self, request: StatusRequest) -> None:
+        from nodeplug.cni.plugins.bridge import verify
+
+        validate(request.config, addresses=request.ipam is not None)
+        verify.status(request)
+        if request.config.ip_masq:
+            from nodeplug.cni.plugins import masquerade
+
+            masquerade.usable(request)
+        if request.ipam is not None:
+            request.ipam.status()
 
     def gc(self, request: GcRequest) -> None:
         steps = Steps()
         gone = steps.run(lambda: hostlink.remove_stale(request.network, request.valid))
         if gone and request.ipam is not None:
             steps.run(request.ipam.gc)
+        from nodeplug.cni.plugins import masquerade
+
+        steps.run(lambda: masquerade.collect(request))
         steps.close()
 
 
@@ -177,6 +208,15 @@ def _ensure_gateways(host: Netlink, bridge: Link, request: AddRequest, result: R
     device.ensure_gateways(host, link, wanted, force=config.force_address)
     forwarding.enable({net.family for net in wanted})
     return link if config.vlan else None
+
+
+def _masquerade(request: AddRequest, result: Result, undo: Undo) -> None:
+    if not request.config.ip_masq or not result.ips:
+        return
+    from nodeplug.cni.plugins import masquerade
+
+    undo.push(lambda: masquerade.remove(request))
+    masquerade.add(request, [ip.address for ip in result.ips])
 
 
 def _wait(host: Netlink, port: Link, request: AddRequest) -> None:
