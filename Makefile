@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.nodeplug-setup
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
-APT := containerd runc containernetworking-plugins nftables iproute2 iptables conntrack busybox-static
+APT := containerd runc containernetworking-plugins nftables iproute2 iptables conntrack busybox-static softhsm2 opensc
 
 .PHONY: help setup demo test test-vm check fix bench stress clean
 help: ## this list

@@ -24,24 +24,30 @@ T = TypeVar("T")
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _BREAK_AFTER = 8
-_BREAK_FOR = 2.0
+_BREAK_SPAN = 1.0
+_BREAK_FOR = 1.0
 _ROOM = 0.02  # seconds kept for our own answer
 
 
 class Breaker:
-    """After some calls in a row found nobody there, fail the next at once for a while, then let one try."""
+    """After some failures in a row, over some time, fail calls at once; every `seconds` one of them may try.
 
-    def __init__(self, *, after: int = _BREAK_AFTER, seconds: float = _BREAK_FOR) -> None:
+    `span` keeps the retries of a single bad moment from counting as an outage.
+    """
+
+    def __init__(self, *, after: int = _BREAK_AFTER, span: float = _BREAK_SPAN, seconds: float = _BREAK_FOR) -> None:
         self._after = after
+        self._span = span
         self._seconds = seconds
         self._failures = 0
+        self._first = 0.0
         self._until = 0.0
         self._lock = threading.Lock()
 
     def check(self) -> None:
         """Raise `Unreachable` while open; who finds the time over is the one that tries, the others wait longer."""
         with self._lock:
-            if self._failures < self._after:
+            if not self.open:
                 return
             now = time.monotonic()
             if now < self._until:
@@ -51,13 +57,19 @@ class Breaker:
     def note(self, *, reached: bool) -> None:
         """How a call ended."""
         with self._lock:
-            self._failures = 0 if reached else self._failures + 1
-            if self._failures == self._after:
-                self._until = time.monotonic() + self._seconds
+            if reached:
+                self._failures, self._until = 0, 0.0
+                return
+            now = time.monotonic()
+            if self._failures == 0:
+                self._first = now
+            self._failures += 1
+            if self._until == 0.0 and self._failures >= self._after and now - self._first >= self._span:
+                self._until = now + self._seconds
 
     @property
     def open(self) -> bool:
-        return self._failures >= self._after
+        return self._until > 0.0
 
 
 class Guarded(Provider):
@@ -134,10 +146,15 @@ class Guarded(Provider):
 
     def _attempt(self, operation: str, ask: Callable[[], T], call: Call) -> T:
         pause = _FIRST_PAUSE
+        cause: Error | None = None
         while True:
             try:
                 return self._once(operation, ask, call)
+            except TimedOut as late:
+                # Why the time was used up says more than that it was.
+                raise cause or late from None
             except (Throttled, Unreachable) as error:
+                cause = error
                 wait = random.uniform(0, pause)  # full jitter: nodes that failed together do not return together
                 if isinstance(error, Throttled):
                     wait = max(wait, min(error.after, _LONGEST_PAUSE) * random.uniform(0.5, 1.0))
