@@ -141,7 +141,8 @@ def elements() -> list[str]:
     found = [what for entry in shown for kind, what in entry.items() if kind in ("set", "map")]
     listed = [f"{what['name']} {json.dumps(element)}" for what in found for element in what.get("elem", ())]
     rules = [what for entry in shown for kind, what in entry.items() if kind == "rule"]
-    return listed + [json.dumps(rule["expr"]) for rule in rules if "10.88.0." in json.dumps(rule["expr"])]
+    theirs = [json.dumps(rule["expr"]) for rule in rules if rule["table"] != "nodeplug"]
+    return listed + [rule for rule in theirs if "10.88.0." in rule]
 
 
 def answer(address: str, port: int) -> str:

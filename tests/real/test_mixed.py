@@ -92,11 +92,13 @@ def test_chain_with_some_of_the_references_plugins_works(bench: Bench, theirs: t
 def test_pods_of_one_are_deleted_by_the_other(bench: Bench, first: tuple[str, ...]) -> None:
     second = () if first else NAMES
     space, attachment = bench.pod()
-    bench.runtime(*first).add(bench.network, attachment)
-    bench.runtime(*second).delete(bench.network, attachment)
+    # Without ipMasq: the reference's 1.1.1 fails a DEL whose masquerade chain it does not find.
+    network = conflist(bridge(bench.leases, ipMasq=False), PORTMAP)
+    bench.runtime(*first).add(network, attachment)
+    bench.runtime(*second).delete(network, attachment)
     assert leases(bench.leases) == set()
     assert space.links() == {"lo"}
-    bench.runtime(*first).delete(bench.network, attachment)  # which has rules in its own form to take away
+    bench.runtime(*first).delete(network, attachment)  # which has rules in its own form to take away
 
 
 @pytest.mark.parametrize("first", [(), NAMES], ids=["ours first", "theirs first"])

@@ -78,7 +78,7 @@ def _is_address(name: str) -> bool:
 
 def _is_of_the_network(path: Path) -> bool:
     """Locks and time stamps are a network's, and stay."""
-    return path.is_relative_to(paths.LOCKS) or path.name in ("lock", "stamp")
+    return path.is_relative_to(paths.LOCKS) or path.suffix == ".lock" or path.name in ("lock", "stamp")
 
 
 def _holds(name: str, text: str) -> bool:

@@ -1,0 +1,86 @@
+"""The demo does what it shows, on either runtime, and nothing of it stays, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.child import run, until
+from tests.ledger import Ledger
+from tests.needs import needs
+
+pytestmark = [needs("sandbox", "program:nft"), pytest.mark.timeout(180)]
+NODEPLUG = Path(__file__).parents[2] / "bin/nodeplug"
+CONTAINERD = needs("program:containerd", "program:runc")
+RUNTIMES = [pytest.param((), id="containerd", marks=CONTAINERD), pytest.param(("--own-runtime",), id="ours")]
+
+
+@pytest.mark.parametrize("options", RUNTIMES)
+def test_demo_shows_everything_and_proves_that_nothing_is_left(options: tuple[str, ...]) -> None:
+    done = run([NODEPLUG, "demo", *options], timeout=120)
+    assert done.code == 0, done.text + done.stderr.decode()
+    for words in (
+        "plugins installed: bridge, host-local, loopback, portmap, static",
+        "own runtime" if options else "containerd 1.6",
+        "three pods started at once",
+        "outside answers 192.0.2.1",
+        "web answers 192.0.2.2",
+        "pod job deleted: gone: links 1, network namespaces 1, leases 1",
+        "pod api killed behind the runtime's back",
+        "nodeplug cni gc",
+        "removed",
+        "pod web goes on: web answers 192.0.2.2",
+        "nothing is left of it on this node",
+    ):
+        assert words in done.text, words
+    proof = done.text.partition("what pods leave on a node")[2]
+    counts = [line.split()[-2:] for line in proof.splitlines() if line.rstrip().endswith(" 0")]
+    assert len(counts) == 6
+    assert all(int(before) >= 3 for before, _ in counts)
+
+
+def test_demo_without_containerd_says_so_and_runs_on_our_own_runtime(directory: Path) -> None:
+    for name in ("sh", "nft", "busybox"):
+        (directory / name).symlink_to(
+            next(path for path in (f"/usr/sbin/{name}", f"/usr/bin/{name}") if Path(path).exists())
+        )
+    done = run([NODEPLUG, "demo"], env={"PATH": str(directory)}, timeout=120)
+    assert done.code == 0, done.text + done.stderr.decode()
+    assert "no containerd here (not installed: containerd" in done.text.replace("\n", " ")
+    assert "nodeplug's own runtime" in done.text
+
+
+@CONTAINERD
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("moment", ["runtime started", "three pods started", "pod job deleted"])
+def test_demo_that_is_ended_leaves_nothing(ledger: Ledger, moment: str, number: int) -> None:
+    groups = cgroups()
+    demo = ledger.start([NODEPLUG, "demo"], env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    until(lambda: moment in demo.output(), f"{moment!r} is shown", timeout=60)
+    if number == signal.SIGINT:
+        os.killpg(demo.pid, number)  # as a terminal does
+    else:
+        demo.signal(number)
+    assert demo.wait(60) == (-number if number == signal.SIGKILL else 130)
+    until(lambda: not strays(), "no process of it goes on")
+    if number != signal.SIGKILL:
+        assert cgroups() == groups
+
+
+def test_demo_without_root_says_what_it_needs() -> None:
+    done = run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", NODEPLUG, "demo"])
+    assert done.code == 77, done.stderr
+    assert b"error: namespaces need root" in done.stderr
+
+
+def strays() -> list[str]:
+    """Processes that only a demo starts."""
+    shown = run(["ps", "-eo", "pid,args"]).ok().text.splitlines()
+    return [line for line in shown if "containerd" in line and "/run/demo" in line]
+
+
+def cgroups() -> set[str]:
+    return {str(path) for path in Path("/sys/fs/cgroup").glob("*/nodeplug-*")}
