@@ -214,6 +214,17 @@ def gc(
         _show_attachments(removed, as_json=as_json, title="removed")
 
 
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON value instead of a table.")
+def repair(as_json: bool) -> None:
+    """Make the nft table of masquerades and host ports again, as this node's living attachments need it."""
+    from nodeplug.cni.filter.table import filtering
+
+    with filtering(warn=lambda sentence: click.echo(sentence, err=True)) as table:
+        restored = table.repair()
+    _say(as_json=as_json, table="inet nodeplug", restored=restored)
+
+
 def _runtime(
     *, conf: Path, network: str, path: str, cache_dir: Path, timeout: float, **_attachment: Any
 ) -> tuple[Runtime, config.Network]:

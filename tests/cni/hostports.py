@@ -73,6 +73,8 @@ class Host:
 
     def bridge_netfilter(self, value: int) -> None:
         """bridge-nf-call-iptables and -ip6tables, until the ledger closes."""
+        if not Path("/proc/sys/net/bridge").exists():
+            run(["modprobe", "br_netfilter"]).ok()
         for name in ("iptables", "ip6tables"):
             _set(self.ledger, f"net.bridge.bridge-nf-call-{name}", str(value))
 

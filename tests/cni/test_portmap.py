@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from nodeplug.core import document
 from tests.child import run
 from tests.cni.calls import VERSIONS, ask, environment
 from tests.cni.hostports import GATEWAY, NETWORK, Host, to
+from tests.examples import ROOT, examples
 from tests.ledger import Ledger
 from tests.needs import needs
 
@@ -257,7 +259,15 @@ def test_status_changes_nothing(host: Host) -> None:
     assert table() == ""
 
 
-def test_every_key_is_on_the_reference_page() -> None:
-    page = document.reference(PortmapConf)
+def test_the_example_of_the_page_works(host: Host) -> None:
+    conflist = json.loads(examples("cni/portmap.md")["portmap.conflist"])
+    pod = host.pod()
+    host.add(pod, to(8080, 80), **conflist["plugins"][1])
+    assert f"{pod.address} . 80" in table()
+
+
+@pytest.mark.parametrize("page", ["by --help", "in docs"])
+def test_every_key_is_on_the_reference_page(page: str) -> None:
+    text = document.reference(PortmapConf) if page == "by --help" else (ROOT / "docs/cni/portmap.md").read_text()
     for name in ("backend", "snat", "masqAll", "markMasqBit", "externalSetMarkChain", "conditionsV4", "conditionsV6"):
-        assert name in page
+        assert f"`{name}`" in text

@@ -22,6 +22,7 @@ from tests.cni.hostports import (
 )
 from tests.ledger import Ledger
 from tests.needs import needs
+from tests.sandbox import CHECKOUT
 from tests.space import HERE
 from tests.traffic import exchange, reaches
 
@@ -152,6 +153,29 @@ def test_route_localnet_is_on_for_the_hosts_side_of_such_pods_only(host: Host) -
         assert sysctl(f"net.ipv4.conf.{other}.route_localnet") == "0"
 
 
+def test_route_localnet_stays_off_for_a_link_that_is_no_pods(host: Host) -> None:
+    """As behind macvlan, whose pods are routed by the uplink."""
+    pod = host.pod()
+    HERE.run("ip", "link", "add", host.ledger.link("uplink"), "type", "ifb").ok()
+    HERE.run("ip", "link", "set", "uplink", "up").ok()
+    HERE.run("ip", "route", "add", "10.55.0.0/16", "dev", "uplink").ok()
+    before = {"cniVersion": "1.0.0", "ips": [{"address": "10.55.0.9/16"}]}
+    host.add(pod, to(8080, 80), prevResult=before)
+    assert sysctl("net.ipv4.conf.uplink.route_localnet") == "0"
+
+
+def test_a_step_that_fails_takes_all_of_the_add_back(host: Host) -> None:
+    pod = host.pod()
+    host.ledger.adopt("read-only /proc/sys", lambda: run(["umount", "/proc/sys"]))
+    run(["mount", "--bind", "/proc/sys", "/proc/sys"]).ok()
+    run(["mount", "-o", "remount,bind,ro", "/proc/sys"]).ok()
+    error = host.wrong("ADD", pod, to(8080, 80))
+    assert "Read-only file system" in error["msg"] and "route_localnet" in error["msg"]
+    assert "8080" not in run(["nft", "list", "ruleset"]).ok().text
+    run(["umount", "/proc/sys"]).ok()
+    host.add(pod, to(8080, 80))
+
+
 def test_a_pod_does_not_reach_the_hosts_loopback_through_its_gateway(bridged: Host) -> None:
     pod = bridged.pod()
     port = bridged.ledger.echo(HERE, address="127.0.0.1").port
@@ -207,10 +231,8 @@ def test_a_flushed_ruleset_comes_back_with_the_next_add_and_by_repair(bridged: H
 
 
 def _repair() -> None:
-    from nodeplug.cni.filter.table import filtering
-
-    with filtering(warn=print) as table:
-        table.repair()
+    done = run([CHECKOUT / "bin" / "nodeplug", "cni", "repair", "--json"]).ok()
+    assert done.json()["table"] == "inet nodeplug"
 
 
 def test_a_udp_client_that_never_stops_finds_the_pod_when_it_comes_and_the_next_one_after_it(host: Host) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -169,13 +170,14 @@ def test_flows_that_a_pod_answers_go_with_it(netns: Space, netlink: Netlink, cli
     assert ports(conntrack.dump(netlink, family)) == [54, 55]
 
 
-def test_a_thousand_flows_are_deleted(netns: Space, netlink: Netlink) -> None:
+def test_a_thousand_flows_are_deleted(netns: Space, netlink: Netlink, directory: Path) -> None:
     template = (
         "-I -p udp -s 192.0.2.{host} -d 192.0.2.254 --sport {sport} --dport 53 --timeout 600 --reply-src 192.0.2.254 "
         "--reply-dst 192.0.2.{host} --reply-port-src 53 --reply-port-dst {sport}\n"
     )
     lines = "".join(template.format(host=host, sport=sport) for host in range(1, 11) for sport in range(1000, 1100))
-    netns.run("conntrack", "-R", "-", stdin=lines.encode()).ok()
+    (directory / "flows").write_text(lines)
+    netns.run("conntrack", "-R", str(directory / "flows")).ok()
     flows = conntrack.dump(netlink, socket.AF_INET, original=Pattern(proto=UDP, dst_port=53))
     assert len(flows) == 1000
     assert conntrack.delete(netlink, flows) == 1000

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from nodeplug.cni.filter import layout
 from nodeplug.cni.filter.claims import Claims
 from nodeplug.cni.filter.layout import PROTOCOLS, TABLE
@@ -43,16 +41,17 @@ def missing(netlink: Netlink, index: Index, holding: Holding) -> list[str]:
 
 def _rules(netlink: Netlink, holding: Holding) -> list[str]:
     wanted = [*layout.rules(), *(rule for subnet in holding.share.subnets for rule in layout.subnet_rules(subnet))]
-    expected = Counter((rule.chain, rule.title) for rule in wanted)
-    own = sum(len(condition.rules) for condition in holding.share.conditions)
-    if own:
-        expected[(holding.identity, "")] = own
     listed = messages.rules(netlink, INET, TABLE)
-    standing = Counter((rule.chain, "" if rule.chain == holding.identity else rule.comment) for rule in listed)
-    return [
-        f"the rule {title!r} is not in chain {chain} of the nft table inet {TABLE}"
-        for chain, title in (expected - standing)
+    standing = {(rule.chain, rule.comment) for rule in listed}
+    found = [
+        f"the rule {rule.title!r} is not in chain {rule.chain} of the nft table inet {TABLE}"
+        for rule in wanted
+        if (rule.chain, rule.title) not in standing
     ]
+    own = sum(len(condition.rules) for condition in holding.share.conditions)
+    if own > sum(rule.chain == holding.identity for rule in listed):
+        found.append(f"chain {holding.identity} of the nft table inet {TABLE} does not have all conditions")
+    return found
 
 
 def _shown(entry: Entry) -> str:

@@ -26,7 +26,7 @@ def open_way(table: Table, result: Result, share: Share) -> None:
     """Open the way for a share that was added. Raises errors of `nodeplug.core.errors`."""
     try:
         with Netlink(NETLINK_ROUTE) as route:
-            for name in _loopback_interfaces(route, share):
+            for name in _loopback_interfaces(route, result, share):
                 setting = _setting(name)
                 if sysctl.read(*setting) != _ON:
                     table.ensure_loopback_guard()
@@ -44,7 +44,7 @@ def closed(result: Result, share: Share) -> list[str]:
         with Netlink(NETLINK_ROUTE) as route:
             found = [
                 f"route_localnet of {name} is off, so 127.0.0.1 does not reach the pod"
-                for name in _loopback_interfaces(route, share)
+                for name in _loopback_interfaces(route, result, share)
                 if sysctl.read(*_setting(name)) != _ON
             ]
             ports = _straight_ports(route, result, share)
@@ -57,13 +57,17 @@ def _setting(name: str) -> tuple[str, ...]:
     return "net", "ipv4", "conf", name, "route_localnet"
 
 
-def _loopback_interfaces(route: Netlink, share: Share) -> list[str]:
-    """The host's interfaces to the pods' IPv4 addresses that 127.0.0.1 has to reach. Never lo: that is no pod."""
+def _loopback_interfaces(route: Netlink, result: Result, share: Share) -> list[str]:
+    """The host's interfaces to the pod that 127.0.0.1 has to pass: those of the result, and any bridge or veth.
+
+    Not the uplink that the route to a pod on macvlan leads by: the pod does not answer the host there anyway.
+    """
+    listed = {interface.name for interface in result.interfaces if not interface.sandbox}
     found = []
     for address in share.reached_by_loopback:
         way = routes.find(route, address)
         link = links.find(route, way.oif) if way is not None and way.type == routes.UNICAST and way.oif else None
-        if link is not None:
+        if link is not None and (link.name in listed or link.kind in ("bridge", "veth")):
             found.append(link.name)
     return found
 

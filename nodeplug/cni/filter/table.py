@@ -8,7 +8,6 @@ comment, and nobody removes another's. Raises the errors of `nodeplug.core.error
 from __future__ import annotations
 
 import errno
-from contextlib import contextmanager
 
 from nodeplug.cni.filter import conditions, flows, layout
 from nodeplug.cni.filter.claims import Claims
@@ -24,7 +23,7 @@ from nodeplug.kernel.nft.wire import INET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from nodeplug.cni.contract import Attachment
     from nodeplug.cni.filter.plan import Entry, Share
@@ -33,18 +32,30 @@ if TYPE_CHECKING:
 _ATTEMPTS = 8
 
 
-@contextmanager
-def filtering(*, warn: Callable[[str], None], index: Index | None = None) -> Iterator[Table]:
-    """The table of the network namespace the thread is in.
+def filtering(*, warn: Callable[[str], None], index: Index | None = None) -> Filtering:
+    """The table of the network namespace the thread is in, for a block.
 
     The socket's end waits for the kernel to free what was deleted by it (about 15 ms); it is closed as late as this.
     """
-    try:
-        netlink = Netlink(NETLINK_NETFILTER)
-    except OSError as error:
-        raise from_os(error, "cannot reach nf_tables") from error
-    with netlink:
-        yield Table(netlink, index or Index(), warn=warn)
+    return Filtering(index or Index(), warn=warn)
+
+
+class Filtering:
+    """See `filtering`."""
+
+    def __init__(self, index: Index, *, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._index = index
+
+    def __enter__(self) -> Table:
+        try:
+            self._netlink = Netlink(NETLINK_NETFILTER)
+        except OSError as error:
+            raise from_os(error, "cannot reach nf_tables") from error
+        return Table(self._netlink, self._index, warn=self._warn)
+
+    def __exit__(self, *_: object) -> None:
+        self._netlink.close()
 
 
 class Table:
@@ -62,7 +73,7 @@ class Table:
         Raises `Refused` when another attachment has one of its host ports.
         """
         holding = Holding(owner=owner, share=share)
-        with _named("cannot add to"), self._index.attachment(holding.identity):
+        with _Named("cannot add to"), self._index.attachment(holding.identity):
             before = self._index.read(holding.identity, share.part)
             with self._index.contended(holding.locks | (before.locks if before else frozenset())):
                 contested = self._claims.contested(holding)
@@ -82,7 +93,7 @@ class Table:
     def remove(self, attachment: Attachment, part: str) -> bool:
         """Take the share out of effect; False when the attachment has none of that part."""
         identity = attachment.identity
-        with _named("cannot remove from"), self._index.attachment(identity):
+        with _Named("cannot remove from"), self._index.attachment(identity):
             holding = self._index.read(identity, part)
             if holding is None:
                 self._index.drop(identity, part)  # what cannot be read is of no more use
@@ -96,14 +107,14 @@ class Table:
         """What of the share is not in effect, as sentences; empty when all is as `add` left it."""
         from nodeplug.cni.filter import inspection
 
-        with _named("cannot read"):
+        with _Named("cannot read"):
             return inspection.missing(
                 self._netlink, self._index, Holding(owner=Owner(attachment=attachment), share=share)
             )
 
     def repair(self) -> int:
         """Make the whole table again from the index, whatever became of it. Returns how many shares it holds."""
-        with _named("cannot restore"):
+        with _Named("cannot restore"):
             return self._restore(whole=True)
 
     def collect(self, network: str, valid: frozenset[Attachment]) -> int:
@@ -115,7 +126,7 @@ class Table:
 
         removed = 0
         failures: list[Error] = []
-        with _named("cannot read"):
+        with _Named("cannot read"):
             invalid = [h for h in self._index.holdings(network) if h.owner.attachment not in valid]
         for holding in invalid:
             try:
@@ -123,7 +134,7 @@ class Table:
             except Error as error:
                 failures.append(error)
         try:
-            with _named("cannot clean"):
+            with _Named("cannot clean"):
                 removed += collection.strays(self._netlink, self._index, network, valid)
                 collection.empty_subnets(self._netlink, self._index, network)
                 self._claims.sweep()
@@ -136,12 +147,12 @@ class Table:
 
     def usable(self) -> None:
         """Raise `Unavailable` or `PermissionRefused` when nf_tables cannot be used here. Reads one number."""
-        with _named("cannot read"):
+        with _Named("cannot read"):
             messages.generation(self._netlink)
 
     def ensure_loopback_guard(self) -> None:
         """Make sure that packets of 127.0.0.0/8 from outside are dropped: before route_localnet goes on anywhere."""
-        with _named("cannot read"):
+        with _Named("cannot read"):
             wanted = {rule.title for rule in layout.rules() if rule.chain == layout.RAW}
             standing = {rule.comment for rule in messages.rules(self._netlink, INET, TABLE, layout.RAW)}
             if not wanted <= standing:
@@ -154,7 +165,7 @@ class Table:
         """Warn where the host's own policy would drop what the share translates."""
         from nodeplug.cni.filter.forward import dropped
 
-        with _named("cannot read"):
+        with _Named("cannot read"):
             sentence = dropped(self._netlink, share.families)
         if sentence:
             self._warn(sentence)
@@ -309,16 +320,22 @@ def _delete(entry: Entry) -> list[Message]:
     return elements.delete_elements(INET, TABLE, entry.set, [entry.key])
 
 
-@contextmanager
-def _named(doing: str) -> Iterator[None]:
-    """Say which table and what to do, for what the kernel or the disk refused."""
-    try:
-        yield
-    except NetlinkError as error:
-        reason = f"{doing} the nft table inet {TABLE}: {error}"
-        if error.errno == errno.EPERM:
-            raise PermissionRefused(reason, hint="CNI plugins need CAP_NET_ADMIN in the host's namespace") from error
-        hint = f"`nft list table inet {TABLE}` shows it, `nodeplug cni repair` makes it again"
-        raise Unavailable(reason, hint=hint) from error
-    except OSError as error:
-        raise from_os(error, f"{doing} the nft table inet {TABLE} and its index") from error
+class _Named:
+    """Says which table and what to do, for what the kernel or the disk refused in a block."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, NetlinkError):
+            reason = f"{self._doing} the nft table inet {TABLE}: {error}"
+            if error.errno == errno.EPERM:
+                hint = "CNI plugins need CAP_NET_ADMIN in the host's namespace"
+                raise PermissionRefused(reason, hint=hint) from error
+            hint = f"`nft list table inet {TABLE}` shows it, `nodeplug cni repair` makes it again"
+            raise Unavailable(reason, hint=hint) from error
+        if isinstance(error, OSError):
+            raise from_os(error, f"{self._doing} the nft table inet {TABLE} and its index") from error
