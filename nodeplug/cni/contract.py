@@ -93,22 +93,22 @@ class IpConfig(Record):
 class Route(Record):
     """A route of a result. `table` and `scope` are the kernel's numbers."""
 
-    dst: Net = key(net)
-    gw: Ip | None = key(ip_or_none, default=None)
-    mtu: int = key(integer(), default=0)
-    advmss: int = key(integer(), default=0)
-    priority: int = key(integer(), default=0)
-    table: int | None = key(integer(), default=None)
-    scope: int | None = key(integer(), default=None)
+    dst: Net = key(net, help="where to")
+    gw: Ip | None = key(ip_or_none, default=None, help="through which neighbour; that of the pod's address if unset")
+    mtu: int = key(integer(), default=0, help="largest packet on it; the link's if 0")
+    advmss: int = key(integer(), default=0, help="TCP segment size to advertise; from the MTU if 0")
+    priority: int = key(integer(), default=0, help="its metric: the lowest wins")
+    table: int | None = key(integer(), default=None, help="routing table, by number; the main one if unset")
+    scope: int | None = key(integer(), default=None, help="scope, by number: 0 universe, 253 link, 254 host")
 
 
 class Dns(Record):
     """Name service for the pod, which the runtime may or may not use."""
 
-    nameservers: tuple[str, ...] = key(array(text), default=())
-    domain: str = key(text, default="")
-    search: tuple[str, ...] = key(array(text), default=())
-    options: tuple[str, ...] = key(array(text), default=())
+    nameservers: tuple[str, ...] = key(array(text), default=(), help="addresses to ask, first one first")
+    domain: str = key(text, default="", help="the local domain")
+    search: tuple[str, ...] = key(array(text), default=(), help="domains in which short names are looked up")
+    options: tuple[str, ...] = key(array(text), default=(), help="of resolv.conf(5)")
 
 
 class Result(Record):

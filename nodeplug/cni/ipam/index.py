@@ -68,7 +68,8 @@ class Index:
     def rebuild(self, holders: Mapping[str, Sequence[str]]) -> None:
         """Make it say just that."""
         files.ensure_directory(self._home, 0o700)
-        wanted = {os.path.basename(self._path(holder)): " ".join(names) for holder, names in holders.items() if names}
+        kept = {holder: names for holder, names in holders.items() if holder and names}
+        wanted = {os.path.basename(self._path(holder)): " ".join(names) for holder, names in kept.items()}
         for name in os.listdir(self._home):
             path = f"{self._home}/{name}"
             if name == _STAMP:

@@ -29,13 +29,16 @@ class RangeConf(Record):
 
     subnet: Net = key(net, help="the network, whose prefix length the pod's address gets")
     range_start: Ip | None = key(
-        ip_or_none, default=None, name="rangeStart", help="first address to give; the subnet's first but one if unset"
+        ip_or_none,
+        default=None,
+        name="rangeStart",
+        help="first address to give; the network's first host (.1) if unset",
     )
     range_end: Ip | None = key(
-        ip_or_none, default=None, name="rangeEnd", help="last address to give; the last before the broadcast if unset"
+        ip_or_none, default=None, name="rangeEnd", help="last address to give; the network's last host if unset"
     )
     gateway: Ip | None = key(
-        ip_or_none, default=None, help="never given, named in the result; the subnet's first but one if unset"
+        ip_or_none, default=None, help="named in the result, given to nobody; the network's first host (.1) if unset"
     )
 
 
