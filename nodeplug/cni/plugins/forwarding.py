@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from nodeplug.core.errors import doing
 from nodeplug.kernel import sysctl
+from nodeplug.kernel.netlink import NETLINK_NETFILTER, Netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 _SWITCHES = {4: ("net", "ipv4", "ip_forward"), 6: ("net", "ipv6", "conf", "all", "forwarding")}
 
@@ -20,3 +21,16 @@ def enable(families: Iterable[int]) -> None:
     for family in families:
         with doing(f"cannot switch forwarding of IPv{family} on"):
             sysctl.ensure("1", *_SWITCHES[family])
+
+
+def warn_where_dropped(families: Collection[int], warn: Callable[[str], None]) -> None:
+    """Tell of a host whose own rules drop by default what it is to forward. No fault of an ADD, which goes on."""
+    from nodeplug.cni.filter.forward import dropped
+
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            sentence = dropped(netlink, families)
+    except OSError:
+        return  # no nf_tables, so nothing of it drops
+    if sentence:
+        warn(sentence)

@@ -44,14 +44,12 @@ def ensure(host: Netlink, found: Link | None, config: BridgeConf) -> Link:
 
 def _make(host: Netlink, config: BridgeConf) -> Link:
     """A new bridge, or that of another ADD which was quicker."""
-    # With a MAC address of its own it does not take that of a port, which would change as pods come and go.
-    mac = bytes((os.urandom(1)[0] & 0xFC | 0x02,)) + os.urandom(5)
     made, answer = host.attempt(
         bridges.add(
             config.bridge,
             up=True,
             mtu=config.mtu or None,
-            mac=mac,
+            mac=new_mac(),  # else it would have that of a port, another one as pods come and go
             vlan_filtering=True if config.uses_vlans else None,
         ),
         links.query(config.bridge),
@@ -64,6 +62,11 @@ def _make(host: Netlink, config: BridgeConf) -> Link:
     if made is None:
         _own_routes(bridge.name)
     return bridge
+
+
+def new_mac() -> bytes:
+    """A random MAC address, locally administered."""
+    return bytes((os.urandom(1)[0] & 0xFC | 0x02,)) + os.urandom(5)
 
 
 def _own_routes(name: str) -> None:

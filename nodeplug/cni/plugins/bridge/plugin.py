@@ -6,15 +6,14 @@ netns. The bridge belongs to the node: no command takes it away.
 
 from __future__ import annotations
 
-from nodeplug.cni.contract import Interface, Plugin, Result, Route
+from nodeplug.cni.contract import Plugin, Result
 from nodeplug.cni.plugins import addressing, forwarding, hostlink
 from nodeplug.cni.plugins.bridge import device, ports
 from nodeplug.cni.plugins.bridge.config import BridgeConf, validate
+from nodeplug.cni.plugins.bridge.plan import gateways, planned, with_macs
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.keys import requested_mac
-from nodeplug.core import inet
-from nodeplug.core.errors import ConfigInvalid, Refused, doing
-from nodeplug.core.inet import Ip, Net
+from nodeplug.core.errors import Refused, doing
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
@@ -22,16 +21,22 @@ from nodeplug.kernel.rtnl import links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nodeplug.cni.contract import AddRequest, CheckRequest, DelRequest, GcRequest, IpConfig, StatusRequest
+    from collections.abc import Callable
+
+    from nodeplug.cni.contract import (
+        AddRequest,
+        AttachmentRequest,
+        CheckRequest,
+        DelRequest,
+        GcRequest,
+        StatusRequest,
+    )
     from nodeplug.kernel.rtnl.links import Link
-
-_POD = 2
-"""Index of the pod's interface in a result: the bridge, the host's end, the pod's end, a VLAN's gateway."""
-
-_LEAST_MTU_OF_IPV6 = 1280
 
 
 class Bridge(Plugin):
+    """Called by the door; see the module."""
+
     name = "bridge"
     config = BridgeConf
     args = ("MAC", "IP", "GATEWAY")  # the last two are for address managers, which are given the same
@@ -42,10 +47,14 @@ class Bridge(Plugin):
         mac = requested_mac(config.runtime_config, config.args, request.args)
         with Netlink(NETLINK_ROUTE) as host, _inside(request) as pod, Undo() as undo:
             bridge = _ensure_bridge(host, request)
+            if config.macspoofchk and mac is None:
+                mac = device.new_mac()
             port = ports.connect(host, bridge, request, undo, mac=mac)
+            if config.macspoofchk and mac is not None:
+                _guard(request, mac, undo)
             if config.uses_vlans:
                 _set_vlans(host, bridge, port, request)
-            result = _planned(request, bridge, port, _ask_for_addresses(host, port, request, undo))
+            result = planned(request, bridge, port, _ask_for_addresses(host, port, request, undo))
             end = _configure(pod, port, request, result)
             gateway = _ensure_gateways(host, bridge, request, result)
             _masquerade(request, result, undo)
@@ -54,52 +63,49 @@ class Bridge(Plugin):
                 addressing.announce(pod, end)
             bridge, port, *others = _finished(host, request, bridge, port, gateway)
             undo.commit()
-        return _with_macs(result, [bridge, port, end, *others])
+        return with_macs(result, [bridge, port, end, *others])
 
     def delete(self, request: DelRequest) -> None:
-        """Each step is tried; an address is released only once no link has it."""
-        steps = Steps()
-        gone = steps.run(lambda: ports.disconnect(request))
-        if gone and request.ipam is not None:
-            steps.run(request.ipam.delete)
-        from nodeplug.cni.plugins import masquerade
-
-        steps.run(lambda: masquerade.remove(request))
-        steps.close()
+        _take_back(request, lambda: ports.disconnect(request))
 
     def check(self, request: CheckRequest) -> None:
         from nodeplug.cni.plugins.bridge import verify
 
         validate(request.config, addresses=request.ipam is not None)
         verify.check(request)
-        if request.config.ip_masq and request.prev_result.ips:
-            from nodeplug.cni.plugins import masquerade
-
-            masquerade.check(request)
         if request.ipam is not None:
             request.ipam.check()
+
+    def gc(self, request: GcRequest) -> None:
+        from nodeplug.cni.plugins import masquerade
+        from nodeplug.cni.plugins.bridge import spoofing
+
+        steps = Steps()
+        gone = steps.run(lambda: hostlink.remove_stale(request.network, request.valid))
+        if gone and request.ipam is not None:
+            steps.run(request.ipam.gc)
+        steps.run(lambda: masquerade.collect(request))
+        steps.run(lambda: spoofing.collect(request.network, request.valid))
+        steps.close()
 
     def status(self, request: StatusRequest) -> None:
         from nodeplug.cni.plugins.bridge import verify
 
         validate(request.config, addresses=request.ipam is not None)
         verify.status(request)
-        if request.config.ip_masq:
-            from nodeplug.cni.plugins import masquerade
-
-            masquerade.usable(request)
         if request.ipam is not None:
             request.ipam.status()
 
-    def gc(self, request: GcRequest) -> None:
-        steps = Steps()
-        gone = steps.run(lambda: hostlink.remove_stale(request.network, request.valid))
-        if gone and request.ipam is not None:
-            steps.run(request.ipam.gc)
-        from nodeplug.cni.plugins import masquerade
 
-        steps.run(lambda: masquerade.collect(request))
-        steps.close()
+def _take_back(request: AttachmentRequest, disconnect: Callable[[], object]) -> None:
+    """All that the attachment has. Each step is tried; an address is released only once no link has it."""
+    steps = Steps()
+    gone = steps.run(disconnect)
+    if gone and request.ipam is not None:
+        steps.run(request.ipam.delete)
+    steps.run(lambda: _unmasquerade(request))
+    steps.run(lambda: _unguard(request))
+    steps.close()
 
 
 def _inside(request: AddRequest) -> Netlink:
@@ -114,9 +120,7 @@ def _ensure_bridge(host: Netlink, request: AddRequest) -> Link:
         bridge, leftover = links.find(host, config.bridge), links.find(host, request.attachment.identity)
     if leftover is not None and hostlink.is_leftover(leftover, request.attachment):
         request.warn(f"replaced link {leftover.name}, which an ADD that was killed left behind")
-        hostlink.remove(host, leftover.index)
-        if request.ipam is not None:
-            request.ipam.delete()
+        _take_back(request, lambda: hostlink.remove(host, leftover.index))
     return device.ensure(host, bridge, config)
 
 
@@ -125,6 +129,21 @@ def _set_vlans(host: Netlink, bridge: Link, port: Link, request: AddRequest) -> 
 
     vlans.warn_unless_filtering(bridge, request.warn)
     vlans.set_port(host, port.index, request.config)
+
+
+def _guard(request: AddRequest, mac: bytes, undo: Undo) -> None:
+    """Before the pod can send anything."""
+    from nodeplug.cni.plugins.bridge import spoofing
+
+    undo.push(lambda: spoofing.remove(request.attachment))
+    spoofing.add(request.attachment, mac)
+
+
+def _unguard(request: AttachmentRequest) -> None:
+    if ports.is_guarded(request.attachment.identity):
+        from nodeplug.cni.plugins.bridge import spoofing
+
+        spoofing.remove(request.attachment)
 
 
 def _ask_for_addresses(host: Netlink, port: Link, request: AddRequest, undo: Undo) -> Result:
@@ -139,47 +158,6 @@ def _ask_for_addresses(host: Netlink, port: Link, request: AddRequest, undo: Und
     if not given.ips:
         raise Refused("IPAM plugin returned missing IP config", hint="the address manager answered without an address")
     return given
-
-
-def _planned(request: AddRequest, bridge: Link, port: Link, given: Result) -> Result:
-    """The result, MAC addresses apart: with gateways and default routes as the configuration wants them."""
-    config: BridgeConf = request.config
-    ips = tuple([_with_gateway(ip, config) for ip in given.ips])
-    defaults: list[Route] = []
-    for ip in ips if config.is_default_gateway else ():
-        default = inet.default(ip.address.family)
-        if not any(route.gw is not None and route.dst == default for route in (*given.routes, *defaults)):
-            defaults.append(Route(dst=default, gw=ip.gateway))
-    return Result(
-        interfaces=(
-            Interface(name=bridge.name),
-            Interface(name=port.name),
-            Interface(name=request.ifname, sandbox=request.netns.path),
-        ),
-        ips=ips,
-        routes=(*given.routes, *defaults),
-        dns=given.dns if config.dns is None else config.dns,
-    )
-
-
-def _with_gateway(ip: IpConfig, config: BridgeConf) -> IpConfig:
-    """The address on the pod's interface; where this host is the gateway, with one on the address's own network."""
-    net = ip.address
-    if net.family == 6 and 0 < config.mtu < _LEAST_MTU_OF_IPV6:
-        raise ConfigInvalid(
-            f"IPv6 needs an MTU of {_LEAST_MTU_OF_IPV6} or more, and address {net} is to have {config.mtu}",
-            hint='mend "mtu", or give no IPv6 addresses',
-        )
-    if not config.gateway:
-        return ip.replace(interface=_POD)
-    gateway = ip.gateway or Ip.of(net.first + 1, net.family)
-    if not net.holds(gateway) or gateway == net.ip:
-        raise ConfigInvalid(
-            f"{gateway} cannot be the gateway of {net}: "
-            + ("it is the pod's own address" if gateway == net.ip else "it is not on that network"),
-            hint='mend the gateway of the address manager\'s range, or leave "isGateway" out',
-        )
-    return ip.replace(interface=_POD, gateway=gateway)
 
 
 def _configure(pod: Netlink, port: Link, request: AddRequest, result: Result) -> Link:
@@ -197,7 +175,7 @@ def _configure(pod: Netlink, port: Link, request: AddRequest, result: Result) ->
 def _ensure_gateways(host: Netlink, bridge: Link, request: AddRequest, result: Result) -> Link | None:
     """Make the host the pods' gateway where it should be; the link that is it in a VLAN, where there is one."""
     config: BridgeConf = request.config
-    wanted = [Net(ip=ip.gateway, prefix=ip.address.prefix) for ip in result.ips if ip.gateway is not None]
+    wanted = gateways(result)
     if not config.gateway or not wanted:
         return None
     link = bridge
@@ -206,7 +184,9 @@ def _ensure_gateways(host: Netlink, bridge: Link, request: AddRequest, result: R
 
         link = vlans.ensure_gateway_link(host, bridge, config)
     device.ensure_gateways(host, link, wanted, force=config.force_address)
-    forwarding.enable({net.family for net in wanted})
+    families = {net.family for net in wanted}
+    forwarding.enable(families)
+    forwarding.warn_where_dropped(families, request.warn)
     return link if config.vlan else None
 
 
@@ -217,6 +197,12 @@ def _masquerade(request: AddRequest, result: Result, undo: Undo) -> None:
 
     undo.push(lambda: masquerade.remove(request))
     masquerade.add(request, [ip.address for ip in result.ips])
+
+
+def _unmasquerade(request: AttachmentRequest) -> None:
+    from nodeplug.cni.plugins import masquerade
+
+    masquerade.remove(request)
 
 
 def _wait(host: Netlink, port: Link, request: AddRequest) -> None:
@@ -236,13 +222,3 @@ def _finished(host: Netlink, request: AddRequest, *found: Link | None) -> list[L
     with doing("cannot read the links that were made", hints=HINTS):
         *answers, _ = host.request(*[links.query(link.index) for link in found if link is not None], label)
     return [links.parse(answer or b"") for answer in answers]
-
-
-def _with_macs(result: Result, found: list[Link]) -> Result:
-    """The result with the MAC addresses of these links, and an interface more for one it does not name."""
-    named = [*result.interfaces, *[Interface(name=link.name) for link in found[len(result.interfaces) :]]]
-    return result.replace(
-        interfaces=tuple(
-            [interface.replace(mac=link.mac.hex(":")) for interface, link in zip(named, found, strict=True)]
-        )
-    )

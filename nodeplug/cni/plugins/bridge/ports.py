@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from nodeplug.cni.plugins import hostlink
 from nodeplug.cni.plugins.hostlink import HINTS
+from nodeplug.core import paths
 from nodeplug.core.errors import Refused, TimedOut, doing
 from nodeplug.kernel import sysctl
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from nodeplug.cni.plugins.bridge.config import BridgeConf
     from nodeplug.core.undo import Undo
     from nodeplug.kernel.rtnl.links import Link
+
+GUARDS = paths.RUN + "/cni/macspoofchk"
+"""A file for each guarded port, by its name; see `spoofing`. Known here, so that to find none costs a look."""
 
 _FORWARDS_WITHIN = 5.0
 """Seconds; it takes a millisecond where the kernel is not busy with other links."""
@@ -73,6 +78,11 @@ def wait_until_forwarding(host: Netlink, port: Link) -> Link:
             f"bridge port in error state: {error.strerror}",
             hint=f"is the pod's end of {port.name}, or the bridge, being set down by somebody?",
         ) from error
+
+
+def is_guarded(name: str) -> bool:
+    """Whether there is a guard to remove."""
+    return os.path.lexists(f"{GUARDS}/{name}")
 
 
 def disconnect(request: DelRequest) -> None:

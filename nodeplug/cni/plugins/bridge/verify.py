@@ -38,10 +38,11 @@ def check(request: CheckRequest) -> None:
             from nodeplug.cni.plugins.bridge import vlans
 
             vlans.check_port(host, port.index, request.config)
+    _filters(request)
 
 
 def status(request: StatusRequest) -> None:
-    """Raise `Unavailable` when the bridge's name is taken by something else, so that no ADD can succeed."""
+    """Raise `Unavailable` when no ADD can succeed: the bridge's name is another link's, or nf_tables is lacking."""
     with doing("cannot read the host's links", hints=HINTS), Netlink(NETLINK_ROUTE) as host:
         found = links.find(host, request.config.bridge)
     if found is not None and found.kind != bridges.KIND:
@@ -49,6 +50,21 @@ def status(request: StatusRequest) -> None:
             f"{found.name!r} already exists but is not a bridge: it is of kind {found.kind or 'hardware'!r}",
             hint='give another name as "bridge", or take that link away',
         )
+    if request.config.ip_masq or request.config.macspoofchk:
+        from nodeplug.cni.plugins import masquerade
+
+        masquerade.usable(request)
+
+
+def _filters(request: CheckRequest) -> None:
+    if request.config.ip_masq and request.prev_result.ips:
+        from nodeplug.cni.plugins import masquerade
+
+        masquerade.check(request)
+    if request.config.macspoofchk:
+        from nodeplug.cni.plugins.bridge import spoofing
+
+        spoofing.check(request.attachment)
 
 
 def _named(request: CheckRequest, name: str, *, inside: bool) -> Interface:
