@@ -37,6 +37,7 @@ class Network:
 
     def __init__(self, ledger: Ledger, **config: Any) -> None:
         self.config = {"cniVersion": "1.1.0", "name": "pods", **config}
+        self.ledger = ledger
         self.leases_in = ledger.directory()
         if self.config.get("ipam", {}).get("type") == "host-local":
             self.config["ipam"] = {"dataDir": str(self.leases_in), **self.config["ipam"]}
@@ -64,6 +65,8 @@ class Network:
         return stderr
 
     def add(self, pod: Space, extra: Any = None, **variables: str | None) -> dict[str, Any]:
+        """The result of an ADD that succeeds; the ledger deletes what the test does not."""
+        self.ledger.adopt(f"attachment of {pod.name}", lambda: self.ask("DEL", pod, extra, **variables))
         code, answer = self.ask("ADD", pod, extra, **variables)
         assert code == 0, answer
         return answer  # type: ignore[no-any-return]  # JSON

@@ -38,6 +38,12 @@ def warn_unless_filtering(bridge: Link, warn: Callable[[str], None]) -> None:
         )
 
 
+def check_support(host: Netlink, bridge: Link) -> None:
+    """Raise `Unavailable` where the kernel has no VLANs of bridge ports."""
+    with doing(f"cannot read the VLANs of bridge {bridge.name}", hints=_HINTS):
+        vlans.dump(host, bridge.index)
+
+
 def wanted(config: BridgeConf) -> list[Vlans]:
     """What the pod's port is to carry, besides the default VLAN where that is preserved.
 
