@@ -90,12 +90,13 @@ class Network:
         names = {path.name for path in directory.iterdir()} if directory.exists() else set()
         return {name for name in names if not name.startswith(("lock", "last_"))}
 
+    def stdin(self, extra: Any = None) -> bytes:
+        return json.dumps({**self.config, **(extra or {})}).encode()
+
     def executable(self, command: str, pod: Space | None, extra: Any = None, **variables: str | None) -> Finished:
         """The same by the launcher, in a process of its own."""
-        stdin = json.dumps({**self.config, **(extra or {})}).encode()
-        return run(
-            [self.plugins / str(self.config["type"])], env=self.env(command, pod, **variables), stdin=stdin, timeout=60
-        )
+        program, env = self.plugins / str(self.config["type"]), self.env(command, pod, **variables)
+        return run([program], env=env, stdin=self.stdin(extra), timeout=60)
 
 
 def link(name: str, space: Space = HERE) -> links.Link | None:
