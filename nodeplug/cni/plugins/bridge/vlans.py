@@ -94,7 +94,7 @@ def ensure_gateway_link(host: Netlink, bridge: Link, config: BridgeConf) -> Link
         )
         if isinstance(made, NetlinkError) and made.errno != errno.EEXIST:
             raise made
-        link, port = links.find(host, name), links.find(host, port_name)
+        link, port = links.find_each(host, name, port_name)
         if link is None:
             raise OSError(errno.ENODEV, f"{port_name} has lost its other end: delete it", name)
     if port is not None and port.master == bridge.index:
