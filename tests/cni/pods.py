@@ -37,6 +37,7 @@ class Network:
 
     def __init__(self, ledger: Ledger, **config: Any) -> None:
         self.config = {"cniVersion": "1.1.0", "name": "pods", **config}
+        self.ledger = ledger
         self.leases_in = ledger.directory()
         if self.config.get("ipam", {}).get("type") == "host-local":
             self.config["ipam"] = {"dataDir": str(self.leases_in), **self.config["ipam"]}
@@ -64,6 +65,8 @@ class Network:
         return stderr
 
     def add(self, pod: Space, extra: Any = None, **variables: str | None) -> dict[str, Any]:
+        """The result of an ADD that succeeds; the ledger deletes what the test does not."""
+        self.ledger.adopt(f"attachment of {pod.name}", lambda: self.ask("DEL", pod, extra, **variables))
         code, answer = self.ask("ADD", pod, extra, **variables)
         assert code == 0, answer
         return answer  # type: ignore[no-any-return]  # JSON
@@ -87,12 +90,13 @@ class Network:
         names = {path.name for path in directory.iterdir()} if directory.exists() else set()
         return {name for name in names if not name.startswith(("lock", "last_"))}
 
+    def stdin(self, extra: Any = None) -> bytes:
+        return json.dumps({**self.config, **(extra or {})}).encode()
+
     def executable(self, command: str, pod: Space | None, extra: Any = None, **variables: str | None) -> Finished:
         """The same by the launcher, in a process of its own."""
-        stdin = json.dumps({**self.config, **(extra or {})}).encode()
-        return run(
-            [self.plugins / str(self.config["type"])], env=self.env(command, pod, **variables), stdin=stdin, timeout=60
-        )
+        program, env = self.plugins / str(self.config["type"]), self.env(command, pod, **variables)
+        return run([program], env=env, stdin=self.stdin(extra), timeout=60)
 
 
 def link(name: str, space: Space = HERE) -> links.Link | None:

@@ -43,6 +43,11 @@ def test_an_absent_link_is_none(route: Netlink) -> None:
     assert links.find(route, "x" * 300) is None
 
 
+def test_several_links_are_asked_for_at_once(route: Netlink) -> None:
+    assert links.find_each(route, "absent", "lo", "x" * 300, 1) == [None, found(route, "lo"), None, found(route, 1)]
+    assert links.find_each(route) == []
+
+
 @pytest.mark.parametrize("which", [0, -1, "", "a\0b"])
 def test_what_names_no_link_is_refused_before_the_kernel_sees_it(route: Netlink, which: int | str) -> None:
     with pytest.raises(ValueError):

@@ -71,17 +71,17 @@ class Static(Plugin):
         return Result(ips=ips, routes=ipam.routes, dns=ipam.dns)
 
     def check(self, request: CheckRequest) -> None:
-        """Each address is in the result, with its gateway."""
+        """Each address is in the result, with its gateway; one that has none may have been given the host by bridge."""
         _, wanted = _read(request)
         given = {found.address.ip: found.gateway for found in request.prev_result.ips}
         for found in wanted:
             ip = found.address.ip
             if ip not in given:
                 raise Refused(f"the result lacks {ip}, which is configured for interface {request.ifname}")
-            if given[ip] != found.gateway:
+            if found.gateway is not None and given[ip] != found.gateway:
                 raise Refused(
                     f"Failed to match addr {ip} on interface {request.ifname}: its gateway is {given[ip] or 'none'}",
-                    hint=f"configured is {found.gateway or 'none'}",
+                    hint=f"configured is {found.gateway}",
                 )
 
     def status(self, request: StatusRequest) -> None:

@@ -292,12 +292,20 @@ def query(which: int | str) -> Message:
 
 def find(route: Netlink, which: int | str) -> Link | None:
     """The link of that index or name, None when there is none. A name may also be an alternative name of the link."""
-    (answer,) = route.attempt(query(which))
-    if isinstance(answer, NetlinkError):
-        if answer.errno in (errno.ENODEV, errno.ERANGE):  # ERANGE: longer than any name can be
-            return None
-        raise answer
-    return None if answer is None else parse(answer)
+    return find_each(route, which)[0]
+
+
+def find_each(route: Netlink, *which: int | str) -> list[Link | None]:
+    """`find` for several, asked for in one send."""
+    found: list[Link | None] = []
+    for answer in route.attempt(*[query(one) for one in which]):
+        if isinstance(answer, NetlinkError):
+            if answer.errno not in (errno.ENODEV, errno.ERANGE):  # ERANGE: longer than any name can be
+                raise answer
+            found.append(None)
+        else:
+            found.append(None if answer is None else parse(answer))
+    return found
 
 
 def dump(route: Netlink, *, master: int = 0, kind: str = "") -> list[Link]:

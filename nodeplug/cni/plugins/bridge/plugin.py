@@ -117,7 +117,7 @@ def _ensure_bridge(host: Netlink, request: AddRequest) -> Link:
     """The bridge, after what a killed ADD of this attachment left has gone."""
     config: BridgeConf = request.config
     with doing(f"cannot look for bridge {config.bridge}", hints=HINTS):
-        bridge, leftover = links.find(host, config.bridge), links.find(host, request.attachment.identity)
+        bridge, leftover = links.find_each(host, config.bridge, request.attachment.identity)
     if leftover is not None and hostlink.is_leftover(leftover, request.attachment):
         request.warn(f"replaced link {leftover.name}, which an ADD that was killed left behind")
         _take_back(request, lambda: hostlink.remove(host, leftover.index))

@@ -169,8 +169,7 @@ def _pair(guard: Guard) -> bytes:
 
 def _write(guard: Guard) -> None:
     files.ensure_directory(GUARDS, 0o700)
-    data = f"{guard.attachment}\n{guard.mac.hex(':')}\n".encode()
-    files.write_atomic(f"{GUARDS}/{guard.attachment.identity}", data, 0o600, durable=False)
+    files.create_whole(f"{GUARDS}/{guard.attachment.identity}", f"{guard.attachment}\n{guard.mac.hex(':')}\n".encode())
 
 
 def _read(name: str) -> Guard | None:

@@ -9,7 +9,8 @@ from _socket import AF_INET, AF_INET6
 
 from nodeplug.cni.plugins import hostlink
 from nodeplug.cni.plugins.hostlink import HINTS
-from nodeplug.core.errors import Refused, Unavailable, doing
+from nodeplug.core import files
+from nodeplug.core.errors import PermissionRefused, Refused, Unavailable, doing
 from nodeplug.core.inet import Ip, Net
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
 from nodeplug.kernel.rtnl import addresses, bridges, links, routes
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from nodeplug.cni.plugins.bridge.config import BridgeConf
     from nodeplug.kernel.rtnl.links import Link
 
+_CAP_NET_ADMIN = 12
+_STATUS_BYTES = 64 * 1024
 _MEND = "if nothing else repairs it, delete the pod and let it be made again"
 
 
@@ -38,13 +41,18 @@ def check(request: CheckRequest) -> None:
             from nodeplug.cni.plugins.bridge import vlans
 
             vlans.check_port(host, port.index, request.config)
-    _filters(request)
+        if port.name == request.attachment.identity:  # else the reference plugin made it, and its rules
+            _filters(request)
 
 
 def status(request: StatusRequest) -> None:
     """Raise `Unavailable` when no ADD can succeed: the bridge's name is another link's, or nf_tables is lacking."""
     with doing("cannot read the host's links", hints=HINTS), Netlink(NETLINK_ROUTE) as host:
         found = links.find(host, request.config.bridge)
+        if found is not None and request.config.uses_vlans:
+            from nodeplug.cni.plugins.bridge import vlans
+
+            vlans.check_support(host, found)
     if found is not None and found.kind != bridges.KIND:
         raise Unavailable(
             f"{found.name!r} already exists but is not a bridge: it is of kind {found.kind or 'hardware'!r}",
@@ -54,6 +62,16 @@ def status(request: StatusRequest) -> None:
         from nodeplug.cni.plugins import masquerade
 
         masquerade.usable(request)
+    _may_change_links()
+
+
+def _may_change_links() -> None:
+    """Raise `PermissionRefused` for a process without the right that every ADD needs; see capabilities(7)."""
+    status = files.read_bounded("/proc/thread-self/status", _STATUS_BYTES).decode("ascii", "replace")
+    for line in status.splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff" and not int(value, 16) >> _CAP_NET_ADMIN & 1:
+            raise PermissionRefused("this process lacks CAP_NET_ADMIN", hint="run the plugin with the runtime's rights")
 
 
 def _filters(request: CheckRequest) -> None:
@@ -121,14 +139,13 @@ def _port(host: Netlink, end: Link, bridge: Link, request: CheckRequest) -> Link
 
 
 def _port_settings(port: Link, config: BridgeConf) -> None:
-    """What is asked for is on. More may be: portmap, behind this one, turns hairpin mode on for a pod's own port."""
     found = bridges.port_of(port)
     for wanted, have, what in (
         (config.hairpin_mode, found is not None and found.hairpin, "hairpin mode"),
         (config.port_isolation, found is not None and found.isolated, "port isolation"),
     ):
-        if wanted and not have:
-            raise Refused(f"{what} of port {port.name} is off", hint=_MEND)
+        if wanted != have:
+            raise Refused(f"{what} of port {port.name} is {'on' if have else 'off'}", hint=_MEND)
 
 
 def _addresses(pod: Netlink, end: Link, request: CheckRequest) -> None:

@@ -38,6 +38,12 @@ def warn_unless_filtering(bridge: Link, warn: Callable[[str], None]) -> None:
         )
 
 
+def check_support(host: Netlink, bridge: Link) -> None:
+    """Raise `Unavailable` where the kernel has no VLANs of bridge ports."""
+    with doing(f"cannot read the VLANs of bridge {bridge.name}", hints=_HINTS):
+        vlans.dump(host, bridge.index)
+
+
 def wanted(config: BridgeConf) -> list[Vlans]:
     """What the pod's port is to carry, besides the default VLAN where that is preserved.
 
@@ -88,7 +94,7 @@ def ensure_gateway_link(host: Netlink, bridge: Link, config: BridgeConf) -> Link
         )
         if isinstance(made, NetlinkError) and made.errno != errno.EEXIST:
             raise made
-        link, port = links.find(host, name), links.find(host, port_name)
+        link, port = links.find_each(host, name, port_name)
         if link is None:
             raise OSError(errno.ENODEV, f"{port_name} has lost its other end: delete it", name)
     if port is not None and port.master == bridge.index:

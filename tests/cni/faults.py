@@ -1,0 +1,52 @@
+"""A plugin's executable that meets a fault at a chosen step: killed there, or its system call fails.
+
+Run as a program, `faults.py STEP FAULT NAME`, it is the plugin NAME of this checkout. Python reports what it is about
+to do to audit hooks; those reports that change something, or send to the kernel, are the steps, from 0. FAULT is
+`kill`, an errno, or `count`, which writes the steps to stderr. No code of ours is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+STEPS = {"socket.sendto", "open", "os.link", "os.remove", "os.rename", "os.mkdir", "os.listdir", "subprocess.Popen"}
+_QUIET = ("/usr", "/proc/self", "/proc/thread-self", "/var/log", "/etc")
+
+
+def program(step: int, fault: str | int, name: str) -> list[str]:
+    """The command that runs the plugin with that fault."""
+    return ["/usr/bin/python3", "-IS", os.path.abspath(__file__), str(step), str(fault), name]
+
+
+def _main(step: int, fault: str, name: str) -> None:
+    checkout = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path.insert(0, checkout)
+    sys.argv = [name]
+    from nodeplug.cni.main import main
+
+    number = -1
+    quiet = (*_QUIET, checkout)
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal number
+        if event not in STEPS:
+            return
+        subject = arguments[0]
+        if isinstance(subject, str) and subject.startswith(quiet):
+            return
+        number += 1
+        if fault == "count":
+            os.write(2, f"step {number} {event} {subject if isinstance(subject, str) else ''}\n".encode())
+        elif number == step and fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif number == step:
+            raise OSError(int(fault), os.strerror(int(fault)), "injected")
+
+    sys.addaudithook(hook)
+    main()
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
