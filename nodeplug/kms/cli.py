@@ -208,13 +208,13 @@ def verify(config: str, as_list: bool) -> None:
 
 
 def _tries(opened: Opened) -> Callable[[Encrypted, Api], None]:
-    keys = commands.checker(opened)
+    keys = {name: cipher.MessageKey(key) for name, key in commands.checker(opened).items()}
 
     def check(encrypted: Encrypted, api: Api) -> None:
         key = keys.get(encrypted.key_id)
         if key is None:
             raise KeyUnknown(f"the key {encrypted.key_id} is not in this ring")
-        cipher.decrypt(key, encrypted.ciphertext, cipher.bind(api, encrypted.key_id, opened.ring.ring_id))
+        key.decrypt(encrypted.ciphertext, cipher.bind(api, encrypted.key_id, opened.ring.ring_id))
 
     return check
 

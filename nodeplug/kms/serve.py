@@ -49,12 +49,15 @@ class Service:
         self._status: tuple[object, bytes] = (None, b"")
         self._said: dict[tuple[str, int], tuple[float, int]] = {}
         self._saying = threading.Lock()
-        self._calls = Counter(
-            "nodeplug_kms_calls", "Calls by API, method and code.", ["api", "method", "code"], registry=registry
+        self._failures = Counter(
+            "nodeplug_kms_failures",
+            "Failed calls by API, method and code.",
+            ["api", "method", "code"],
+            registry=registry,
         )
         self._seconds = Histogram(
             "nodeplug_kms_call_seconds",
-            "Time to answer.",
+            "Time to answer; its count is that of good answers.",
             ["api", "method"],
             registry=registry,
             buckets=LATENCY_BUCKETS,
@@ -167,7 +170,6 @@ class Service:
 
     def _observed(self, api: Api, method: str, answer: grpcserver.Unary) -> grpcserver.Unary:
         """`answer` counted, timed and logged, its errors translated. The one boundary of the door."""
-        good = self._calls.labels(api.value, method, "OK")
         seconds = self._seconds.labels(api.value, method)
         op = f"{api.value}/{method}"
 
@@ -177,11 +179,10 @@ class Service:
                 reply = answer(data, call)
             except Exception as error:
                 code, text = protocol.status_of(error)
-                self._calls.labels(api.value, method, code.name).inc()
+                self._failures.labels(api.value, method, code.name).inc()
                 self._tell(op, code, error, text, time.perf_counter() - began)
                 raise grpcserver.Abort(code, text) from None
             took = time.perf_counter() - began
-            good.inc()
             seconds.observe(took)
             if self._verbose:
                 self._log.write(Event(contract="kms", op=op, level="debug", duration_ms=took * 1000))

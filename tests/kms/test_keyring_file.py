@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
@@ -383,21 +386,23 @@ def test_an_export_of_the_same_ring_id_but_another_key_is_not_merged(store: Stor
 
 # Messages.
 
+BOUND = cipher.bind(Api.V2, "np1-x-1-y", "00" * 16)
+
 
 @given(plaintext=st.binary(min_size=1, max_size=4096))
 def test_what_is_encrypted_decrypts(plaintext: bytes) -> None:
-    key, bound = cipher.new_key(), cipher.bind(Api.V2, "np1-x-1-y", "00" * 16)
-    assert cipher.decrypt(key, cipher.encrypt(key, plaintext, bound), bound) == plaintext
+    key = cipher.MessageKey(cipher.new_key())
+    assert key.decrypt(key.encrypt(plaintext, BOUND), BOUND) == plaintext
 
 
 @given(at=st.integers(0, 80), bit=st.integers(0, 7))
 def test_any_changed_bit_is_noticed(at: int, bit: int) -> None:
-    key, bound = bytes(32), cipher.bind(Api.V2, "np1-x-1-y", "00" * 16)
-    data = bytearray(cipher.encrypt(key, bytes(32), bound))
+    key = cipher.MessageKey(bytes(32))
+    data = bytearray(key.encrypt(bytes(32), BOUND))
     assert len(data) == 81
     data[at] ^= 1 << bit
     with pytest.raises(CiphertextInvalid):
-        cipher.decrypt(key, bytes(data), bound)
+        key.decrypt(bytes(data), BOUND)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +414,15 @@ def test_any_changed_bit_is_noticed(at: int, bit: int) -> None:
     ],
 )
 def test_a_message_belongs_to_its_api_key_and_ring(other: bytes) -> None:
-    key, bound = bytes(32), cipher.bind(Api.V2, "np1-x-1-y", "00" * 16)
+    key = cipher.MessageKey(bytes(32))
     with pytest.raises(CiphertextInvalid):
-        cipher.decrypt(key, cipher.encrypt(key, b"x", bound), other)
+        key.decrypt(key.encrypt(b"x", BOUND), other)
+
+
+def test_the_format_is_hkdf_expand_and_aes_gcm_by_an_independent_hand() -> None:
+    data = cipher.MessageKey(b"k" * 32).encrypt(b"plaintext", BOUND)
+    assert data[0] == 1
+    own = HKDFExpand(SHA256(), 32, b"nodeplug kms message 1\0" + data[1:33]).derive(b"k" * 32)
+    assert AESGCM(own).decrypt(bytes(12), data[33:], BOUND) == b"plaintext"
+    for label in (b"", b"x", b"nodeplug" * 20):
+        assert cipher._expand(b"k" * 32, label) == HKDFExpand(SHA256(), 32, label).derive(b"k" * 32)

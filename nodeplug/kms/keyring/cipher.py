@@ -1,8 +1,9 @@
 """All cryptography of the key ring, in one place to be reviewed. No I/O but the system's random numbers.
 
-A message is encrypted with AES-256-GCM under a key and nonce of its own, expanded by HKDF-SHA-256 from the ring's key
-and 32 random bytes: the count of messages that one GCM key may take (SP 800-38D: 2^32 with random nonces) is never a
-question. What the ciphertext belongs to is bound as additional data: format, API, key id, ring.
+A message is encrypted with AES-256-GCM under a key of its own, expanded by HKDF-SHA-256 from the ring's key and 32
+random bytes: the count of messages that one GCM key may take (SP 800-38D: 2^32 with random nonces) is never a question,
+and as no key meets a second message, the nonce is constant. What the ciphertext belongs to is bound as additional data:
+format, API, key id, ring.
 """
 
 import hashlib
@@ -13,8 +14,6 @@ from collections.abc import Mapping
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from nodeplug.kms.contract import Api, CiphertextInvalid
@@ -26,6 +25,8 @@ _TAG = 16
 _NONCE = 12
 _LABEL = b"nodeplug kms message 1\0"
 _OVERHEAD = 1 + _RANDOM + _TAG
+_FIRST = bytes([_FORMAT])
+_CONSTANT = bytes(_NONCE)
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}
 _SCRYPT_MOST_MEMORY = 256 << 20
 
@@ -39,13 +40,14 @@ def new_key() -> bytes:
     return os.urandom(KEY_BYTES)
 
 
-def _expand(key: bytes, label: bytes, length: int = KEY_BYTES) -> bytes:
-    return HKDFExpand(SHA256(), length, label).derive(key)
+def _expand(key: bytes, label: bytes) -> bytes:
+    """HKDF-Expand of RFC 5869 for its first 32 bytes, which are one HMAC: T(1) = HMAC(key, info | 0x01)."""
+    return hmac.digest(key, label + b"\x01", "sha256")
 
 
 def check_value(key: bytes) -> str:
     """Eight public hex digits that tell two keys of one generation apart; they say nothing useful about the key."""
-    return _expand(key, b"nodeplug kms check value", 4).hex()
+    return _expand(key, b"nodeplug kms check value")[:4].hex()
 
 
 def bind(api: Api, key_id: str, ring_id: str) -> bytes:
@@ -54,22 +56,40 @@ def bind(api: Api, key_id: str, ring_id: str) -> bytes:
     return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
 
 
-def encrypt(key: bytes, plaintext: bytes, bound: bytes) -> bytes:
-    """One byte of format, 32 random ones, the ciphertext and its tag: 49 bytes longer than the plaintext."""
-    random = os.urandom(_RANDOM)
-    own = _expand(key, _LABEL + random, KEY_BYTES + _NONCE)
-    return bytes([_FORMAT]) + random + AESGCM(own[:KEY_BYTES]).encrypt(own[KEY_BYTES:], plaintext, bound)
+class MessageKey:
+    """A ring's key, made ready to encrypt messages. Used by many threads at once.
 
+    The two hash states of the HMAC are kept, because starting them anew costs more than all the rest of a message.
+    """
 
-def decrypt(key: bytes, ciphertext: bytes, bound: bytes) -> bytes:
-    """What `encrypt` was given. Raises `CiphertextInvalid`, which does not tell one wrong byte from another."""
-    if len(ciphertext) < _OVERHEAD or ciphertext[0] != _FORMAT:
-        raise CiphertextInvalid("the ciphertext has no form that this ring writes")
-    own = _expand(key, _LABEL + ciphertext[1 : 1 + _RANDOM], KEY_BYTES + _NONCE)
-    try:
-        return AESGCM(own[:KEY_BYTES]).decrypt(own[KEY_BYTES:], ciphertext[1 + _RANDOM :], bound)
-    except InvalidTag:
-        raise CiphertextInvalid("the ciphertext was not made by this key for this API, or was changed") from None
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        block = key.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def _expand(self, random: bytes) -> AESGCM:
+        """The cipher of one message; the same function as `_expand` above."""
+        inner = self._inner.copy()
+        inner.update(_LABEL + random + b"\x01")
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return AESGCM(outer.digest())
+
+    def encrypt(self, plaintext: bytes, bound: bytes) -> bytes:
+        """One byte of format, 32 random ones, the ciphertext and its tag: 49 bytes longer than the plaintext."""
+        random = os.urandom(_RANDOM)
+        return _FIRST + random + self._expand(random).encrypt(_CONSTANT, plaintext, bound)
+
+    def decrypt(self, ciphertext: bytes, bound: bytes) -> bytes:
+        """What `encrypt` was given. Raises `CiphertextInvalid`, which does not tell one wrong byte from another."""
+        if len(ciphertext) < _OVERHEAD or ciphertext[0] != _FORMAT:
+            raise CiphertextInvalid("the ciphertext has no form that this ring writes")
+        try:
+            return self._expand(ciphertext[1 : 1 + _RANDOM]).decrypt(_CONSTANT, ciphertext[1 + _RANDOM :], bound)
+        except InvalidTag:
+            raise CiphertextInvalid("the ciphertext was not made by this key for this API, or was changed") from None
 
 
 def wrap(key: bytes, secret: bytes, bound: bytes) -> bytes:

@@ -75,14 +75,14 @@ class _Snapshot:
     ring_id: str
     revision: int
     active: str
-    keys: Mapping[str, bytes]
+    keys: Mapping[str, cipher.MessageKey]
     bound: Mapping[tuple[Api, str], bytes]
     unusable: Mapping[str, State]
 
 
 def _snapshot(opened: Opened) -> _Snapshot:
     ring = opened.ring
-    keys = opened.material()
+    keys = {name: cipher.MessageKey(key) for name, key in opened.material().items()}
     return _Snapshot(
         ring_id=ring.ring_id,
         revision=ring.revision,
@@ -132,8 +132,7 @@ class Local(Provider):
         snapshot = self._snapshot
         # The published key may have been retired since by a hasty operator; then the active one is the honest answer.
         name = key_id if key_id in snapshot.keys else self.key_id(call)
-        data = cipher.encrypt(snapshot.keys[name], plaintext, snapshot.bound[call.api, name])
-        return Encrypted(data, name)
+        return Encrypted(snapshot.keys[name].encrypt(plaintext, snapshot.bound[call.api, name]), name)
 
     def decrypt(self, encrypted: Encrypted, call: Call) -> bytes:
         snapshot = self._snapshot
@@ -142,7 +141,7 @@ class Local(Provider):
             raise self._missing(snapshot, encrypted.key_id)
         if encrypted.annotations:
             raise CiphertextInvalid("this provider writes no annotations, and the request has some")
-        plaintext = cipher.decrypt(material, encrypted.ciphertext, snapshot.bound[call.api, encrypted.key_id])
+        plaintext = material.decrypt(encrypted.ciphertext, snapshot.bound[call.api, encrypted.key_id])
         self._usage.touch(encrypted.key_id)
         return plaintext
 
