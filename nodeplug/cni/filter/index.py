@@ -92,6 +92,7 @@ class Index:
     def __init__(self, directory: str = DIRECTORY) -> None:
         self.directory = directory
         self._files = f"{directory}/filter"
+        self._seen: dict[str, tuple[tuple[int, int], Holding]] = {}  # by file name, with inode and time
 
     def attachment(self, identity: str) -> AbstractContextManager[None]:
         """Hold one attachment against other calls for it. Raises `TryAgain` when that takes too long."""
@@ -126,11 +127,26 @@ class Index:
         files.remove(f"{self._files}/{identity}.{part}")
 
     def holdings(self, network: str | None = None) -> list[Holding]:
-        """All that are on disk, or those of one network, oldest first."""
-        found = [self._read(name) for name in self._names() if not name.startswith(".")]
-        kept = [
-            holding for holding in found if holding is not None and network in (None, holding.owner.attachment.network)
-        ]
+        """All that are on disk, or those of one network, oldest first.
+
+        Asked again, it reads only files that are new since: who looks again because the table has changed meanwhile
+        must be quicker than those who change it.
+        """
+        found: dict[str, tuple[tuple[int, int], Holding]] = {}
+        for name in self._names():
+            if name.startswith("."):
+                continue
+            try:
+                status = os.stat(f"{self._files}/{name}")
+            except FileNotFoundError:
+                continue
+            version = (status.st_ino, status.st_mtime_ns)
+            known = self._seen.get(name)
+            holding = known[1] if known is not None and known[0] == version else self._read(name)
+            if holding is not None:
+                found[name] = (version, holding)
+        self._seen = found
+        kept = [holding for _, holding in found.values() if network in (None, holding.owner.attachment.network)]
         return sorted(kept, key=lambda holding: holding.age)
 
     def sweep(self) -> None:

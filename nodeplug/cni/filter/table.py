@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nodeplug.kernel.netlink import Message
 
 _ATTEMPTS = 8
+_RESTORE_ATTEMPTS = 64
 
 
 def filtering(*, warn: Callable[[str], None], index: Index | None = None) -> Filtering:
@@ -256,7 +257,7 @@ class Table:
         Bound to the state of the ruleset that was looked at: if any transaction came between, it looks again. So what
         another call adds meanwhile is either on disk already or goes into the restored table.
         """
-        for _ in range(_ATTEMPTS):
+        for _ in range(_RESTORE_ATTEMPTS):
             generation = messages.generation(self._netlink)
             present = {found.name for found in messages.sets(self._netlink, INET, TABLE)}
             everything = whole or not present >= layout.SETS

@@ -10,6 +10,7 @@ import pytest
 
 from nodeplug.cni.contract import Attachment
 from nodeplug.cni.filter import layout, plan
+from nodeplug.cni.filter.index import Owner
 from nodeplug.cni.filter.plan import MASQUERADE, PORTS
 from nodeplug.core.errors import PermissionRefused, Refused
 from tests.child import run
@@ -382,3 +383,20 @@ with filtering(warn=print, index=Index({str(node.index.directory)!r})) as table:
 def test_an_attachment_is_known_by_its_identity() -> None:
     names = {Attachment(network=n, container=c, ifname=i).identity for n in "ab" for c in "ab" for i in "ab"}
     assert len(names) == 8
+
+
+def test_a_repair_of_many_pods_comes_through_while_others_change_the_ruleset(node: Node) -> None:
+    """Each transaction of anybody makes it look again; reading hundreds of files each time it would never be quick."""
+    with node.open() as table:
+        for n in range(300):
+            attachment = Attachment(network=NETWORK, container=f"p{n}", ifname="eth0")
+            table.add(Owner(attachment=attachment), plan.masquerade(NETWORK, nets(f"10.1.{n // 200}.{n % 200 + 2}/16")))
+    busy = "import time\nfrom nodeplug.kernel.netlink import *\nfrom nodeplug.kernel.nft import messages as m\n"
+    busy += "netlink = Netlink(NETLINK_NETFILTER)\nwhile True:\n"
+    busy += "    m.commit(netlink, [m.add_table(2, 'busy'), m.delete_table(2, 'busy')])\n    time.sleep(0.03)\n"
+    process = node.ledger.start(["/usr/bin/python3", "-c", busy])
+    with node.open() as table:
+        for _ in range(3):
+            assert table.repair() == 300
+    assert process.running()
+    assert len(node.elements(masq_set("10.1.0.0/16"))) == 300
