@@ -94,6 +94,8 @@ def _call(body: Callable[[], int]) -> int:
         code = body()
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except SystemExit as ended:  # of a library, when the reader of stdout has gone
+        code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         traceback.print_exc()
         code = _FAILED

@@ -126,11 +126,8 @@ def test_everything_ends_with_close_even_after_a_kill(ledger: Ledger) -> None:
     (conf_dir / "10.conflist").write_bytes(conflist(bridge(conf_dir / "leases")).raw)
     with second:
         pod = second.cri.run_pod(second.spec("web"))
-        path = next(
-            entry["path"]
-            for entry in json.loads(second.cri.pod_info(pod))["runtimeSpec"]["linux"]["namespaces"]
-            if entry["type"] == "network"
-        )
+        namespaces = json.loads(second.cri.pod_info(pod))["runtimeSpec"]["linux"]["namespaces"]
+        path = next(entry["path"] for entry in namespaces if entry["type"] == "network")
         second.kill()
     assert not second.directory.exists()
     shims = run(["ps", "-eo", "args"]).ok().text

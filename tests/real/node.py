@@ -20,7 +20,7 @@ from nodeplug.ops.demo import who
 from nodeplug.ops.install import Directory
 from tests.child import until
 from tests.ledger import Ledger
-from tests.space import HERE
+from tests.space import HERE, Space
 
 REFERENCE = Path("/usr/lib/cni")
 GATEWAY = "10.88.0.1"
@@ -42,9 +42,9 @@ def bridge(leases: Path, **more: Any) -> dict[str, Any]:
     return {"type": "bridge", "bridge": BRIDGE, "isGateway": True, "ipMasq": True, "ipam": ipam} | more
 
 
-def conflist(*plugins: Mapping[str, Any], version: str = "1.0.0") -> config.Network:
-    """A network called "pods"."""
-    document = {"cniVersion": version, "name": "pods", "plugins": plugins}
+def conflist(*plugins: Mapping[str, Any], newest: str = "1.0.0") -> config.Network:
+    """A network called "pods": in version 1.0.0 for containerd 1.6, up to `newest` for our runtime."""
+    document = {"cniVersion": "1.0.0", "cniVersions": ["1.0.0", newest], "name": "pods", "plugins": plugins}
     return config.parse_network(json.dumps(document).encode())
 
 
@@ -109,6 +109,11 @@ class Node:
 
     def address(self, pod: str) -> str:
         return self.runtime.cri.pod(pod).addresses[0]
+
+    def space(self, pod: str) -> Space:
+        """The pod's network namespace."""
+        namespaces = json.loads(self.runtime.cri.pod_info(pod))["runtimeSpec"]["linux"]["namespaces"]
+        return Space(pod, next(entry["path"] for entry in namespaces if entry["type"] == "network"))
 
     def ask(self, pod: str, address: str, port: int) -> str:
         """What comes back when a container of the pod asks."""

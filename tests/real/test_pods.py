@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeplug.harness.runtime.cache import Cache
 from nodeplug.harness.runtime.cri import Port
 from nodeplug.ops.demo import who
 from nodeplug.ops.demo.who import Who
@@ -15,6 +16,7 @@ from tests.ledger import Ledger
 from tests.needs import needs
 from tests.real.node import GATEWAY, PORTMAP, Node, answer, bridge, conflist, install, silent
 from tests.space import Space
+from tests.traffic import exchange, reaches
 
 pytestmark = needs("sandbox", "program:containerd", "program:runc", "program:nft")
 UPLINK, OUTSIDE = "192.0.2.1", "192.0.2.2"
@@ -23,7 +25,7 @@ UPLINK, OUTSIDE = "192.0.2.1", "192.0.2.2"
 @pytest.fixture(scope="module")
 def node(module_ledger: Ledger) -> Node:
     directory = module_ledger.directory()
-    network = conflist(bridge(directory / "leases"), PORTMAP)
+    network = conflist(bridge(directory / "leases"), PORTMAP, newest="1.1.0")
     return Node(module_ledger, install(directory / "bin"), network, directory)
 
 
@@ -116,6 +118,25 @@ def test_host_port_that_is_taken_fails_the_pod_and_leaves_nothing_of_it(node: No
         node.run("second", Port(8080, 80))
     assert who.fetch("127.0.0.1", 8080).startswith("web answers")
     assert len(node.leases()) == 1
+
+
+def test_udp_host_port_carries_datagrams(node: Node, outside: Space, ledger: Ledger) -> None:
+    pod = node.run("dns", Port(5353, 53, "udp"), Port(5353, 53, "tcp"))
+    for proto in ("udp", "tcp"):
+        ledger.echo(node.space(pod), proto=proto, port=53)
+        assert exchange(UPLINK, 5353, proto=proto, space=outside) == OUTSIDE
+        assert reaches("127.0.0.1", 5353, proto=proto)
+
+
+def test_lost_pods_without_a_cached_result_are_collected_by_the_plugins_themselves(node: Node) -> None:
+    pods = node.run_all({"kept": (Port(8080, 80),), "lost": (Port(8081, 80),)})
+    node.runtime.lose_pod(pods["lost"])
+    for entry in node.results(pods["lost"]):
+        Cache().remove(entry.network, entry.attachment)
+    assert node.ours.gc(node.network, [(pods["kept"], "eth0")]) == []
+    assert node.leases() == {node.address(pods["kept"])}
+    assert who.fetch("127.0.0.1", 8080).startswith("kept answers")
+    assert silent("127.0.0.1", 8081)
 
 
 def test_lost_pods_are_collected_with_the_list_of_the_runtime(node: Node, outside: Space) -> None:

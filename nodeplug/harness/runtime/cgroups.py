@@ -12,6 +12,7 @@ from pathlib import Path
 TOP = Path("/sys/fs/cgroup")
 _PREFIX = "nodeplug-"
 _OLD = 600.0
+_PATIENCE = 5.0
 
 
 def new_parent() -> str:
@@ -20,9 +21,15 @@ def new_parent() -> str:
 
 
 def remove(parent: str) -> None:
-    """Remove the empty groups of `parent` in every hierarchy."""
-    for hierarchy in _hierarchies():
-        _remove_tree(hierarchy / parent.lstrip("/"))
+    """Remove the groups of `parent` in every hierarchy; waits a little for processes that are ending."""
+    groups = [hierarchy / parent.lstrip("/") for hierarchy in _hierarchies()]
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        for group in groups:
+            _remove_tree(group)
+        if time.monotonic() > deadline or not any(group.is_dir() for group in groups):
+            return
+        time.sleep(0.02)
 
 
 def sweep() -> None:

@@ -205,16 +205,13 @@ class Containerd:
         described = json.loads(self.cri.pod_info(pod_id))
         namespaces = described["runtimeSpec"]["linux"]["namespaces"]
         path = next(entry["path"] for entry in namespaces if entry["type"] == "network")
+        records = (*self.cri.containers(pod_id), pod_id)
         self._end_shims(pod_id)
-        for record in (*self._containers_of(pod_id), pod_id):
+        for record in records:
             self._forget(record)
         netns.remove(path)
         self.kill()
         self.start()
-
-    def _containers_of(self, pod_id: str) -> list[str]:
-        listed = self._ctr("containers", "list", "--quiet", f'labels."io.kubernetes.cri.container-id"=="{pod_id}"')
-        return [record for record in listed.split() if record != pod_id]
 
     def _forget(self, record: str) -> None:
         """Delete a container's record once the daemon has noticed the end of its shim."""

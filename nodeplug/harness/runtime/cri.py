@@ -48,7 +48,10 @@ class Port:
 
 @dataclass(frozen=True)
 class PodSpec:
-    """What a pod is to be. `uid` and `namespace` as the kubelet would give them."""
+    """What a pod is to be. `uid` and `namespace` as the kubelet would give them.
+
+    With `host_network` it stays in the runtime's own network namespace, and no plugin is called.
+    """
 
     name: str
     namespace: str = "default"
@@ -57,15 +60,19 @@ class PodSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     cgroup_parent: str = ""
     log_directory: str = ""
+    host_network: bool = False
 
     def message(self) -> pb.PodSandboxConfig:
         """The spec on the wire."""
+        namespaces = pb.NamespaceOption(network=pb.NODE if self.host_network else pb.POD)
+        context = pb.LinuxSandboxSecurityContext(namespace_options=namespaces)
         config = pb.PodSandboxConfig(
             metadata=pb.PodSandboxMetadata(name=self.name, namespace=self.namespace, uid=self.uid or self.name),
-            hostname=self.name,
+            # A pod in the host's network keeps the host's name too; runc refuses to set another.
+            hostname="" if self.host_network else self.name,
             log_directory=self.log_directory,
             labels=self.labels,
-            linux=pb.LinuxPodSandboxConfig(cgroup_parent=self.cgroup_parent),
+            linux=pb.LinuxPodSandboxConfig(cgroup_parent=self.cgroup_parent, security_context=context),
         )
         for port in self.ports:
             config.port_mappings.add(
@@ -184,6 +191,12 @@ class Cri:
         container_id = str(self._call("CreateContainer", create, pb.CreateContainerResponse).container_id)
         self._call("StartContainer", pb.StartContainerRequest(container_id=container_id), pb.StartContainerResponse)
         return container_id
+
+    def containers(self, pod_id: str) -> list[str]:
+        """The ids of a pod's containers, the ended ones too."""
+        request = pb.ListContainersRequest(filter=pb.ContainerFilter(pod_sandbox_id=pod_id))
+        answer = self._call("ListContainers", request, pb.ListContainersResponse)
+        return [container.id for container in answer.containers]
 
     def execute(self, container_id: str, *command: str, timeout: float = 20.0) -> Executed:
         """Run a command in a container to its end, which comes after `timeout` seconds at the latest."""

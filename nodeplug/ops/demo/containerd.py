@@ -30,6 +30,10 @@ class ContainerdPods:
 
     def start(self) -> str:
         self._runtime.start()
+        # One pod without a network: containers may be impossible here for reasons that are not the network's.
+        trial = self._runtime.cri.run_pod(self._runtime.spec("trial", host_network=True))
+        self._runtime.cri.stop_pod(trial)
+        self._runtime.cri.remove_pod(trial)
         name, version = self._runtime.cri.version()
         return f"{name} {version}, private, with an image made of busybox"
 

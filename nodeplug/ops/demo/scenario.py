@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nodeplug.core.errors import Refused
+from nodeplug.core.errors import Error, Refused
 from nodeplug.ops.demo import containerd, outside, remains, traffic, who
 from nodeplug.ops.demo.ours import OurPods
 
@@ -100,19 +100,25 @@ def _install(show: Show, door: Door) -> Path:
 
 
 def _start(show: Show, stack: ExitStack, plugins: Path, *, own_runtime: bool) -> Pods:
-    absent = "" if own_runtime else containerd.missing()
-    if absent:
-        show.note(f"no containerd here ({absent}): the same on nodeplug's own runtime")
     conf_dir = DIRECTORY / "net.d"
-    pods: Pods
-    if own_runtime or absent:
-        pods = OurPods(plugins=plugins, conf_dir=conf_dir)
-    else:
-        pods = containerd.ContainerdPods(DIRECTORY / "c", plugins=plugins, conf_dir=conf_dir)
-    stack.callback(pods.close)
+    if not own_runtime:
+        absent = containerd.missing()
+        if not absent:
+            theirs = containerd.ContainerdPods(DIRECTORY / "c", plugins=plugins, conf_dir=conf_dir)
+            stack.callback(theirs.close)
+            try:
+                with show.step("runtime started") as step:
+                    step.said = theirs.start()
+                return theirs
+            except Error as error:
+                theirs.close()
+                absent = str(error)
+        show.note(f"no containerd here ({absent}): the same on nodeplug's own runtime")
+    ours = OurPods(plugins=plugins, conf_dir=conf_dir)
+    stack.callback(ours.close)
     with show.step("runtime started") as step:
-        step.said = pods.start()
-    return pods
+        step.said = ours.start()
+    return ours
 
 
 def _run_pods(show: Show, pods: Pods) -> dict[str, Pod]:
