@@ -35,3 +35,13 @@ def compare(name: str, found: list[str]) -> None:
 
 def test_loopback_add_imports_only_what_is_listed(ledger: Ledger) -> None:
     compare("cni-loopback-add", cni(ledger, "ADD", {"type": "loopback"}))
+
+
+def test_host_local_add_imports_only_what_is_listed(ledger: Ledger) -> None:
+    conf = {"type": "host-local", "ipam": {"subnet": "10.1.0.0/24", "dataDir": str(ledger.directory())}}
+    compare("cni-host-local-add", cni(ledger, "ADD", conf))
+
+
+def test_static_add_imports_only_what_is_listed(ledger: Ledger) -> None:
+    conf = {"type": "static", "ipam": {"addresses": [{"address": "10.1.0.5/24"}]}}
+    compare("cni-static-add", cni(ledger, "ADD", conf))

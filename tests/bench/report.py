@@ -48,6 +48,10 @@ class Report:
         """Seconds of each round."""
         return [one[label].wall for one in self._taken[contender] if label in one]
 
+    def cpus(self, label: str, contender: str) -> list[float]:
+        """Seconds of CPU of each round, which others' load changes less."""
+        return [one[label].cpu for one in self._taken[contender] if label in one]
+
     def ratio(self, label: str, contender: str) -> float:
         """The median over the rounds of its time through the baseline's in the same round."""
         return median(ours / base for base, ours in self._pairs(label, contender))

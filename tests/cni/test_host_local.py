@@ -509,6 +509,34 @@ def test_a_container_id_of_any_length_and_an_interface_of_any_letters_are_freed_
         assert holders(directory) == {}
 
 
+@pytest.mark.parametrize("network", ["..", "../x", "a/b", ".nodeplug", "", "a b"])
+def test_no_name_leads_out_of_the_data_directory(network: str, directory: Path) -> None:
+    config = conf(directory / "data", network, subnet=V4)
+    assert ours("ADD", config)[0] == 1
+    assert ours("ADD", conf(directory / "data", subnet=V4), f"../{network}")[0] == 1
+    assert ours("ADD", conf(directory / "data", subnet=V4), "a", "../x")[0] == 1
+    assert list(directory.iterdir()) == []
+
+
+def test_a_lease_without_content_is_a_free_address(directory: Path) -> None:
+    """Their makers died before they wrote them; some file systems fill in zeros after a power cut."""
+    config = conf(directory, subnet="10.1.0.0/28")
+    fill(directory, {f"10.1.0.{n}": b"" if n < 8 else bytes(20) for n in range(2, 15)})
+    given = [addresses(ours("ADD", config, f"c{number}"))[0] for number in range(13)]
+    assert sorted(given) == sorted(f"10.1.0.{n}/28" for n in range(2, 15))
+    assert ours("ADD", config, "more")[1]["code"] == 11
+    assert expect_truth(directory)
+
+
+def test_a_lease_without_content_is_found_among_many(directory: Path) -> None:
+    fill(directory, [f"10.1.{n // 256}.{n % 256}" for n in range(2, 1000)])
+    fill(directory, {"10.1.2.2": "", "10.1.3.231": ""})
+    config = conf(directory, subnet="10.1.0.0/16", rangeEnd="10.1.3.231")
+    assert {addresses(ours("ADD", config, f"c{n}"))[0] for n in range(2)} == {"10.1.2.2/16", "10.1.3.231/16"}
+    assert ours("ADD", config, "more")[1]["code"] == 11
+    assert expect_truth(directory)
+
+
 def test_what_is_named_by_an_address_and_is_no_lease_is_left_alone(directory: Path) -> None:
     config = conf(directory, subnet="10.1.0.0/29")
     (directory / NET / "10.1.0.2").mkdir(parents=True)

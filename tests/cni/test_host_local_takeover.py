@@ -31,7 +31,9 @@ from tests.cni.leases import (
     refusal,
     variables,
 )
+from tests.ledger import Ledger
 from tests.needs import needs
+from tests.space import Space
 
 pytestmark = needs(f"file:{REFERENCE}")
 
@@ -152,6 +154,40 @@ def test_adds_and_deletes_at_once_give_and_free_exactly_their_own(directory: Pat
     at_once([plugin], "DEL", config, old)
     adding.join(60)
     assert sorted(holders(data).values()) == sorted(f"new{n} eth0" for n in range(20))
+
+
+def test_threads_of_one_process_exclude_each_other_too(directory: Path) -> None:
+    """The worker answers from many threads."""
+    config = conf(directory, subnet="10.1.0.0/26")
+    given: list[str] = []
+
+    def pods(number: int) -> None:
+        for turn in range(6):
+            given.extend(addresses(ours("ADD", config, f"c{number}-{turn}")))
+            if turn % 2:
+                assert ours("DEL", config, f"c{number}-{turn - 1}") == (0, None)
+
+    threads = [threading.Thread(target=pods, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(given) == 72
+    assert sorted(holders(directory).values()) == sorted(f"c{n}-{turn} eth0" for n in range(12) for turn in (1, 3, 5))
+    assert expect_truth(directory)
+
+
+@needs("sandbox", "file:/usr/lib/cni/bridge")
+def test_their_bridge_has_its_addresses_from_our_host_local(netns: Space, ledger: Ledger, directory: Path) -> None:
+    executable(directory)
+    ledger.link("np-theirs")
+    config = {**conf(directory, subnet="10.1.0.0/24"), "bridge": "np-theirs", "isGateway": True}
+    env = {**variables("ADD", "a", "eth0", ""), "CNI_NETNS": netns.path, "CNI_PATH": str(directory)}
+    done = run(["/usr/lib/cni/bridge"], env=env, stdin=json.dumps(config).encode())
+    assert addresses((done.code, done.json())) == ["10.1.0.2/24"]
+    assert holders(directory) == {"10.1.0.2": "a eth0"}
+    assert run(["/usr/lib/cni/bridge"], env={**env, "CNI_COMMAND": "DEL"}, stdin=json.dumps(config).encode()).code == 0
+    assert holders(directory) == {}
 
 
 # Any order of operations, by either, against a model

@@ -100,7 +100,7 @@ class HostLocal(Plugin):
                 ]
                 steps = Steps()
                 steps.run(lambda: _release(leases, stale))
-                steps.run(leases.sweep)
+                steps.run(leases.clear_temporary)
                 steps.close()
         except NotFound:
             pass  # no directory, no leases

@@ -68,8 +68,7 @@ class Index:
     def rebuild(self, holders: Mapping[str, Sequence[str]]) -> None:
         """Make it say just that."""
         files.ensure_directory(self._home, 0o700)
-        kept = {holder: names for holder, names in holders.items() if holder and names}
-        wanted = {os.path.basename(self._path(holder)): " ".join(names) for holder, names in kept.items()}
+        wanted = {os.path.basename(self._path(holder)): " ".join(names) for holder, names in holders.items() if names}
         for name in os.listdir(self._home):
             path = f"{self._home}/{name}"
             if name == _STAMP:
@@ -99,4 +98,5 @@ class Index:
         return b"%d %d %d %d" % (leases.st_mtime_ns, leases.st_ctime_ns, home.st_mtime_ns, home.st_ctime_ns)
 
     def _path(self, holder: str) -> str:
-        return f"{self._home}/{digest(holder, 26)}"
+        # Of the bytes: what they are as text depends on the locale of the process.
+        return f"{self._home}/{digest(os.fsencode(holder).decode('utf-8', 'surrogateescape'), 26)}"

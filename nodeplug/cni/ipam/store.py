@@ -18,7 +18,7 @@ from _socket import AF_INET, AF_INET6, inet_pton
 
 from nodeplug.cni.ipam.index import Index
 from nodeplug.core import errors, files
-from nodeplug.core.errors import Malformed
+from nodeplug.core.errors import Error, Malformed
 from nodeplug.core.inet import Ip
 
 TYPE_CHECKING = False
@@ -126,13 +126,15 @@ class Leases:
         name = str(address)
         path = f"{self.directory}/{name}"
         before = self.held_by(holder)
-        indexed, self._indexed = self._indexed, False  # a failure leaves open what has changed
-        with self._doing(f"reserve {name}"):
-            made = files.create_whole(path, os.fsencode(holder))
-            if not made and _is_free(path):
-                files.remove(path)
+        try:
+            with self._doing(f"reserve {name}"):
                 made = files.create_whole(path, os.fsencode(holder))
-        self._indexed = indexed
+                if not made and _is_free(path):
+                    self.release(name, "")
+                    made = files.create_whole(path, os.fsencode(holder))
+        except Error:
+            self._indexed = False  # whether the lease is there is not known
+            raise
         if made:
             self._changed.add(holder)
             self._known[holder] = [*before, name]
@@ -186,28 +188,26 @@ class Leases:
                     return found, address
             elif value not in taken:
                 return found, Ip.of(value, members.family)
-        if taken is not None and self.sweep():
-            return self.first_free(members, last)
-        return None
+        return self.first_free(members, last) if self.reclaim() else None
 
     def taken(self, family: int) -> frozenset[int]:
         """The numeric value of each address of that family that has a file."""
         length = 4 if family == 4 else 16
         return frozenset(int.from_bytes(packed, "big") for _, packed in self._listed() if len(packed) == length)
 
-    def sweep(self) -> bool:
-        """Remove what others left half made: empty leases and temporary names. Whether there were any."""
-        found = [f"{self.directory}/{name}" for name, _ in self._listed()]
-        found = [path for path in found if _is_free(path)]
-        # The lock is held, so nobody is about to finish one of these (core.files names them so).
-        found += [f"{self.directory}/{n}" for n in os.listdir(self.directory) if n[0] == "." and n[-1] == "~"]
-        with self._doing("remove what was left half made"):
-            for path in found:
-                files.remove(path)
-        if found:
-            self._changed.add("")
-            self._known.setdefault("", [])
-        return bool(found)
+    def reclaim(self) -> bool:
+        """Free the addresses whose leases have no content. Whether there were any."""
+        names = self.held_by("")
+        for name in names:
+            self.release(name, "")
+        return bool(names)
+
+    def clear_temporary(self) -> None:
+        """Remove the temporary files of those who were killed (core.files names them so): nobody else is at work."""
+        with self._doing("remove temporary files"):
+            for name in os.listdir(self.directory):
+                if name.startswith(".") and name.endswith("~"):
+                    files.remove(f"{self.directory}/{name}")
 
     def _listed(self) -> Iterator[tuple[str, bytes]]:
         """The name and the address of each file that is named by one."""
