@@ -168,6 +168,7 @@ def test_cni_args_that_cannot_be_taken_are_refused(ledger: Ledger, netns: Space,
 def test_a_version_that_cannot_say_that_there_is_no_address_refuses_a_pod_without(ledger: Ledger, netns: Space) -> None:
     network = Network(ledger, type="bridge", cniVersion="0.2.0")
     assert "no valid IP addresses" in network.refused("ADD", netns)["msg"]
+    assert (host_links(), netns.links()) == ({"cni0"}, {"lo"})
 
 
 @pytest.mark.skipif(not missing("vlan-filtering"), reason="this kernel filters VLANs")
@@ -191,26 +192,9 @@ json_values = st.recursive(
     max_leaves=6,
 )
 KEYS = [
-    "bridge",
-    "isGateway",
-    "isDefaultGateway",
-    "forceAddress",
-    "ipMasq",
-    "ipMasqBackend",
-    "mtu",
-    "hairpinMode",
-    "promiscMode",
-    "vlan",
-    "vlanTrunk",
-    "preserveDefaultVlan",
-    "macspoofchk",
-    "enabledad",
-    "disableContainerInterface",
-    "portIsolation",
-    "args",
-    "runtimeConfig",
-    "dns",
-    "ipam",
+    *("bridge", "isGateway", "isDefaultGateway", "forceAddress", "ipMasq", "ipMasqBackend", "mtu", "hairpinMode"),
+    *("promiscMode", "vlan", "vlanTrunk", "preserveDefaultVlan", "macspoofchk", "enabledad", "portIsolation"),
+    *("disableContainerInterface", "args", "runtimeConfig", "dns", "ipam"),
 ]
 
 
