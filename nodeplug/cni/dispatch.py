@@ -27,6 +27,7 @@ from nodeplug.core.call import Answer
 from nodeplug.core.errors import ConfigInvalid, Error, Internal
 from nodeplug.core.naming import digest
 from nodeplug.core.record import Record
+from nodeplug.core.undo import Undo
 from nodeplug.kernel import netns as namespaces
 from nodeplug.kernel.netns import Netns
 
@@ -260,7 +261,7 @@ class _Service:
 
     def _call(self, plugin: Plugin, request: Request) -> bytes:
         if isinstance(request, AddRequest):
-            return protocol.write_result(plugin.add(request), request.version)
+            return self._add(plugin, request)
         if isinstance(request, DelRequest):
             plugin.delete(request)
         elif isinstance(request, CheckRequest):
@@ -270,6 +271,15 @@ class _Service:
         elif isinstance(request, StatusRequest):
             plugin.status(request)
         return b""
+
+    def _add(self, plugin: Plugin, request: AddRequest) -> bytes:
+        result = plugin.add(request)
+        with Undo() as undo:
+            # A version may have no words for what was made, and then nobody knows of it who would delete it.
+            undo.push(lambda: type(plugin)().delete(DelRequest(**request.__dict__, netns_path=request.netns.path)))
+            written = protocol.write_result(result, request.version)
+            undo.commit()
+        return written
 
     def _record(self, error: Error | None, duration: float) -> None:
         env = self.call.env

@@ -1,8 +1,8 @@
 """A plugin's executable that meets a fault at a chosen step: killed there, or its system call fails.
 
 Run as a program, `faults.py STEP FAULT NAME`, it is the plugin NAME of this checkout. Python reports what it is about
-to do to audit hooks; those reports that change something, or send to the kernel, are the steps, from 0. FAULT is
-`kill`, an errno, or `count`, which writes the steps to stderr. No code of ours is replaced.
+to do to audit hooks; what goes to the kernel or to files are the steps, from 0. FAULT is `kill`, which counts only
+steps that change something, an errno, or `count`, which writes the steps to stderr. No code of ours is replaced.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import sys
 
 STEPS = {"socket.sendto", "open", "os.link", "os.remove", "os.rename", "os.mkdir", "os.listdir", "subprocess.Popen"}
+_CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _QUIET = ("/usr", "/proc/self", "/proc/thread-self", "/var/log", "/etc")
 
 
@@ -36,6 +37,8 @@ def _main(step: int, fault: str, name: str) -> None:
         subject = arguments[0]
         if isinstance(subject, str) and subject.startswith(quiet):
             return
+        if fault == "kill" and not _changes(event, arguments):
+            return
         number += 1
         if fault == "count":
             os.write(2, f"step {number} {event} {subject if isinstance(subject, str) else ''}\n".encode())
@@ -46,6 +49,15 @@ def _main(step: int, fault: str, name: str) -> None:
 
     sys.addaudithook(hook)
     main()
+
+
+def _changes(event: str, arguments: tuple[object, ...]) -> bool:
+    if event == "os.listdir":
+        return False
+    if event != "open":
+        return True
+    path, _mode, flags = arguments
+    return isinstance(flags, int) and bool(flags & _CHANGING) and not str(path).startswith("/proc/sys")
 
 
 if __name__ == "__main__":

@@ -75,8 +75,9 @@ class Network:
         code, answer = self.ask("DEL", pod, extra, **variables)
         assert (code, answer) == (0, None)
 
-    def check(self, pod: Space, result: Any, extra: Any = None) -> None:
-        assert self.ask("CHECK", pod, {"prevResult": result, **(extra or {})}) == (0, None)
+    def check(self, pod: Space, result: Any, extra: Any = None, **variables: str | None) -> None:
+        code, answer = self.ask("CHECK", pod, {"prevResult": result, **(extra or {})}, **variables)
+        assert (code, answer) == (0, None)
 
     def refused(self, command: str, pod: Space | None = None, extra: Any = None, **variables: str | None) -> Any:
         """The error object of a call that fails."""

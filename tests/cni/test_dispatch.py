@@ -138,13 +138,14 @@ def test_a_configuration_without_a_version_is_of_the_first() -> None:
     assert (answer["cniVersion"], "ip4" in answer) == ("0.1.0", True)
 
 
-def test_a_result_without_addresses_has_no_form_in_the_first_versions() -> None:
+def test_a_result_without_addresses_has_no_form_in_the_first_versions_and_is_taken_back() -> None:
     class Layer2(Toy):
         def add(self, request: AddRequest) -> Result:
             return Result(interfaces=(Interface(name="eth0"),))
 
     code, answer, _ = ask(Layer2, environment("ADD"), {"cniVersion": "0.2.0", "name": "net"})
     assert (code, answer["msg"]) == (1, "cannot convert: no valid IP addresses")
+    assert [(type(asked), asked.attachment.ifname) for asked in Toy.asked] == [(DelRequest, "eth0")]
     assert ask(Layer2, environment("ADD"), {"cniVersion": "0.3.0", "name": "net"})[0] == 0
 
 

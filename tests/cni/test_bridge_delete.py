@@ -1,0 +1,347 @@
+"""bridge: DEL, GC, CHECK and STATUS, whatever has become of the pod meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeplug.core import files, paths
+from nodeplug.core.naming import identity
+from tests.child import run
+from tests.cni.pods import Network, addresses, host_links, host_local, link, static
+from tests.ledger import Ledger
+from tests.space import HERE, Space
+from tests.traffic import reaches
+
+pytestmark = pytest.mark.needs("sandbox")
+
+
+@pytest.fixture
+def network(ledger: Ledger) -> Network:
+    ledger.table("inet", "nodeplug")
+    return Network(ledger, type="bridge", isDefaultGateway=True, ipMasq=True, ipam=host_local(4, 6))
+
+
+def kept() -> set[str]:
+    """The files of the filter table's index."""
+    directory = Path(paths.RUN, "cni", "filter")
+    return {path.name for path in directory.iterdir()} if directory.exists() else set()
+
+
+def nothing_left(network: Network) -> bool:
+    return (host_links(), network.leases(), kept()) == ({"cni0"}, set(), set())
+
+
+def test_delete_before_any_add_succeeds(network: Network, netns: Space) -> None:
+    network.delete(netns)
+    network.delete(netns, CNI_NETNS="")
+    assert host_links() == set()
+
+
+def test_delete_may_come_again_and_again(network: Network, netns: Space) -> None:
+    network.add(netns)
+    for _ in range(3):
+        network.delete(netns)
+        assert nothing_left(network)
+
+
+def without_a_name(pod: Space, _directory: Path) -> str:
+    return ""
+
+
+def gone(pod: Space, _directory: Path) -> str:
+    pod.remove()
+    return pod.path
+
+
+def a_plain_file(pod: Space, directory: Path) -> str:
+    (directory / "netns").write_text("")
+    return str(directory / "netns")
+
+
+def the_hosts(pod: Space, _directory: Path) -> str:
+    return HERE.path
+
+
+@pytest.mark.parametrize("path", [without_a_name, gone, a_plain_file, the_hosts])
+def test_delete_is_complete_without_the_pods_namespace(
+    network: Network, netns: Space, directory: Path, path: Callable[[Space, Path], str]
+) -> None:
+    network.add(netns)
+    network.delete(netns, CNI_NETNS=path(netns, directory))
+    assert nothing_left(network)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"ipMasq": False},
+        {"isDefaultGateway": False, "bridge": "another"},
+        {"prevResult": {"cniVersion": "1.1.0"}},
+        {"vlan": 7, "macspoofchk": True, "disableContainerInterface": True},
+    ],
+)
+def test_delete_needs_no_detail_of_the_configuration(network: Network, netns: Space, changed: dict[str, Any]) -> None:
+    network.add(netns)
+    network.delete(netns, changed)
+    assert nothing_left(network)
+
+
+def test_delete_is_complete_when_others_have_taken_parts_away(network: Network, netns: Space) -> None:
+    result = network.add(netns)
+    run(["ip", "link", "delete", result["interfaces"][1]["name"]]).ok()
+    run(["nft", "flush", "ruleset"]).ok()
+    for lease in network.leases():
+        (network.leases_in / "pods" / lease).unlink()
+    network.delete(netns, {"prevResult": result})
+    assert nothing_left(network)
+
+
+def test_delete_is_complete_without_the_bridge(network: Network, netns: Space) -> None:
+    network.add(netns)
+    run(["ip", "link", "delete", "cni0"]).ok()
+    network.delete(netns)
+    assert (host_links(), network.leases(), netns.links()) == (set(), set(), {"lo"})
+
+
+def test_an_attachment_whose_interface_was_renamed_inside_goes_all_the_same(network: Network, netns: Space) -> None:
+    network.add(netns)
+    netns.run("ip", "link", "set", "eth0", "name", "renamed").ok()
+    network.delete(netns)
+    assert netns.links() == {"lo"}
+    assert nothing_left(network)
+
+
+def test_an_address_is_not_released_while_its_link_cannot_be_removed(network: Network, netns: Space) -> None:
+    network.add(netns)
+    before = network.leases()
+    script = f"{network.plugins}/bridge"
+    done = run(["setpriv", "--bounding-set=-net_admin", script], env=network.env("DEL", netns), stdin=network.stdin())
+    error = done.json()
+    assert (done.code, error["code"]) == (1, 5)
+    assert "CAP_NET_ADMIN" in error["details"]
+    assert network.leases() == before
+    assert addresses(netns)
+
+
+def test_every_step_of_delete_is_tried_and_the_first_error_told(network: Network, netns: Space, ledger: Ledger) -> None:
+    """An address manager that fails keeps neither the link nor the rules."""
+    network.add(netns)
+    broken = ledger.directory() / "broken"
+    broken.write_text('#!/bin/sh\necho \'{"code": 42, "msg": "the address manager is out of order"}\'\nexit 1\n')
+    broken.chmod(0o755)
+    ipam = {"ipam": {"type": "broken"}}
+    error = network.refused("DEL", netns, ipam, CNI_PATH=str(broken.parent))
+    assert (error["code"], error["msg"]) == (42, "the address manager is out of order")
+    assert (host_links(), netns.links(), kept()) == ({"cni0"}, {"lo"}, set())
+
+
+def test_two_interfaces_of_a_pod_go_one_by_one(network: Network, netns: Space) -> None:
+    network.add(netns)
+    network.add(netns, {"isDefaultGateway": False, "isGateway": True}, CNI_IFNAME="net1")
+    assert len(network.leases()) == 4
+    network.delete(netns)
+    assert netns.links() == {"lo", "net1"}
+    assert len(network.leases()) == 2
+    network.delete(netns, CNI_IFNAME="net1")
+    assert nothing_left(network)
+
+
+def test_an_interface_name_that_is_taken_is_refused_and_left_as_it_is(
+    network: Network, netns: Space, ledger: Ledger
+) -> None:
+    """Also by the DEL that a runtime sends after the ADD that failed."""
+    other = Network(ledger, type="bridge", name="other", ipam=static("10.9.0.2/24"))
+    other.add(netns)
+    before = netns.run("ip", "address", "show", "eth0").ok().text
+    error = network.refused("ADD", netns)
+    assert (error["code"], error["msg"]) == (100, f"interface eth0 already exists in {netns.path}")
+    network.delete(netns)
+    assert netns.run("ip", "address", "show", "eth0").ok().text == before
+    assert network.leases() == set()
+    assert host_links() == {"cni0", identity("other", netns.name, "eth0")}
+
+
+@pytest.mark.parametrize("kind", [["bridge"], ["veth", "peer", "name", "x"]])
+def test_any_link_of_the_pod_that_has_the_name_is_left_as_it_is(
+    network: Network, netns: Space, kind: list[str]
+) -> None:
+    netns.run("ip", "link", "add", "eth0", "type", *kind).ok()
+    before = netns.links()
+    assert "already exists" in network.refused("ADD", netns)["msg"]
+    network.delete(netns)
+    assert netns.links() == before
+
+
+def test_lo_is_an_interface_that_is_taken(network: Network, netns: Space) -> None:
+    assert "lo already exists" in network.refused("ADD", netns, CNI_IFNAME="lo")["msg"]
+    network.delete(netns, CNI_IFNAME="lo")
+    assert netns.links() == {"lo"}
+
+
+def test_a_second_add_is_refused_and_does_no_harm(network: Network, netns: Space) -> None:
+    result = network.add(netns)
+    error = network.refused("ADD", netns)
+    assert error["code"] == 100
+    assert f"has interface eth0 in network pods already, by link {identity('pods', netns.name, 'eth0')}" in error["msg"]
+    network.check(netns, result)
+
+
+def test_a_link_of_the_attachments_name_that_somebody_else_made_is_refused(
+    network: Network, netns: Space, ledger: Ledger
+) -> None:
+    name = ledger.link(identity("pods", netns.name, "eth0"))
+    for words in (["type", "bridge"], ["type", "veth", "peer", "name", "stranger"]):
+        run(["ip", "link", "add", name, *words]).ok()
+        run(["ip", "link", "set", name, "alias", "mine"]).ok()
+        error = network.refused("ADD", netns)
+        assert (error["code"], "alias 'mine'" in error["msg"]) == (100, True)
+        found = link(name)
+        assert found and found.alias == "mine"
+        run(["ip", "link", "delete", name]).ok()
+
+
+def valid(*pods: Space) -> dict[str, Any]:
+    return {"cni.dev/valid-attachments": [{"containerID": pod.name, "ifname": "eth0"} for pod in pods]}
+
+
+def test_gc_removes_what_no_valid_attachment_has_and_keeps_what_one_has(network: Network, ledger: Ledger) -> None:
+    living, lost, dead = ledger.netns(), ledger.netns(), ledger.netns()
+    results = [network.add(pod) for pod in (living, lost, dead)]
+    dead.remove()
+    assert network.ask("GC", None, valid(living)) == (0, None)
+    addresses_of = [{found["address"].split("/")[0] for found in result["ips"]} for result in results]
+    assert network.leases() == addresses_of[0]
+    assert host_links() == {"cni0", identity("pods", living.name, "eth0")}
+    assert kept() == {identity("pods", living.name, "eth0") + ".masquerade"}
+    network.check(living, results[0])
+    assert reaches("10.88.0.1", ledger.echo().port, space=living)
+
+
+def test_gc_leaves_other_networks_alone(network: Network, netns: Space, ledger: Ledger) -> None:
+    other = Network(ledger, type="bridge", name="other", isGateway=True, ipMasq=True, ipam=host_local())
+    other.config["ipam"]["ranges"] = [[{"subnet": "10.99.0.0/24"}]]
+    other.config["bridge"] = ledger.link("cni9")
+    pod = ledger.netns()
+    network.add(netns)
+    result = other.add(pod)
+    assert network.ask("GC", None, valid()) == (0, None)
+    assert nothing_left(network) is False
+    assert netns.links() == {"lo"}
+    other.check(pod, result)
+
+
+def test_gc_without_a_list_removes_nothing(network: Network, netns: Space) -> None:
+    result = network.add(netns)
+    assert network.ask("GC", None) == (0, None)
+    network.check(netns, result)
+
+
+def test_gc_touches_no_link_whose_label_is_not_its_own(network: Network, netns: Space, ledger: Ledger) -> None:
+    """Only the name that belongs to a label proves it: anybody can write an alias."""
+    for name, alias in (
+        ("stranger", "pods/x/eth0"),
+        ("np" + "a" * 13, "pods/x/eth0"),
+        (identity("pods", "y", "e"), ""),
+    ):
+        run(["ip", "link", "add", ledger.link(name), "type", "veth"]).ok()
+        if alias:
+            run(["ip", "link", "set", name, "alias", alias]).ok()
+    before = host_links()
+    assert network.ask("GC", None, valid()) == (0, None)
+    assert host_links() == before
+    for name in before:
+        run(["ip", "link", "delete", name])
+
+
+DAMAGE = {
+    "no bridge": (["ip", "link", "delete", "cni0"], "no bridge cni0"),
+    "no port": (["ip", "link", "set", "PORT", "nomaster"], "is no port of bridge cni0"),
+    "no link": (["ip", "link", "delete", "PORT"], "has no veth eth0"),
+    "other bridge": (
+        ["sh", "-c", "ip link add np-x type bridge; ip link set PORT master np-x"],
+        "is no port of bridge",
+    ),
+    "port hairpin": (["bridge", "link", "set", "dev", "PORT", "hairpin", "on"], "hairpin mode of port"),
+}
+INSIDE = {
+    "address": (["ip", "address", "delete", "10.88.0.2/24", "dev", "eth0"], "has not the address 10.88.0.2/24"),
+    "address v6": (["ip", "-6", "address", "flush", "dev", "eth0"], "has not the address fd88::2/64"),
+    "route": (["ip", "route", "delete", "default"], "has not the route 0.0.0.0/0 via 10.88.0.1"),
+    "route v6": (["ip", "-6", "route", "delete", "default"], "has not the route ::/0 via fd88::1"),
+    "mac": (["ip", "link", "set", "eth0", "address", "02:00:00:00:00:09"], "has the MAC address 02:00:00:00:00:09"),
+    "name": (["sh", "-c", "ip link set eth0 down; ip link set eth0 name x"], "has no veth eth0"),
+}
+
+
+@pytest.mark.parametrize("what", [*DAMAGE, *INSIDE])
+def test_check_tells_what_is_not_as_add_made_it(network: Network, netns: Space, ledger: Ledger, what: str) -> None:
+    ledger.link("br-x")
+    result = network.add(netns)
+    network.check(netns, result)
+    command, says = {**DAMAGE, **INSIDE}[what]
+    command = [word.replace("PORT", result["interfaces"][1]["name"]) for word in command]
+    run(command, netns=netns.path if what in INSIDE else "").ok()
+    error = network.refused("CHECK", netns, {"prevResult": result})
+    assert error["code"] == 100
+    assert says in error["msg"], error
+
+
+def test_check_minds_nothing_that_plugins_behind_it_change(network: Network, netns: Space) -> None:
+    """tuning sets another MAC address and says so, sbr moves routes to another table, others add interfaces."""
+    result = network.add(netns)
+    netns.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:09").ok()
+    result["interfaces"][2]["mac"] = "02:00:00:00:00:09"
+    result["interfaces"].append({"name": "bwp0123456789", "mac": "02:00:00:00:00:0a"})
+    netns.run("ip", "route", "delete", "default").ok()
+    netns.run("ip", "route", "add", "default", "via", "10.88.0.1", "table", "100").ok()
+    netns.run("ip", "address", "add", "10.77.0.1/32", "dev", "eth0").ok()
+    network.check(netns, result)
+
+
+def test_check_needs_a_result_that_names_the_pods_interface(network: Network, netns: Space) -> None:
+    result = network.add(netns)
+    for interfaces in ([], result["interfaces"][:2], [*result["interfaces"][:2], {"name": "eth0"}]):
+        error = network.refused("CHECK", netns, {"prevResult": {**result, "interfaces": interfaces, "ips": []}})
+        assert "prevResult names no interface" in error["msg"]
+
+
+def test_check_in_another_pod_fails(network: Network, netns: Space, ledger: Ledger) -> None:
+    result = network.add(netns)
+    other = ledger.netns()
+    network.add(other)
+    error = network.refused("CHECK", other, {"prevResult": result}, CNI_CONTAINERID=netns.name)
+    assert "CNI_NETNS is" in error["msg"]
+
+
+def test_status_is_ready_before_and_after_the_first_pod(network: Network, netns: Space) -> None:
+    assert network.ask("STATUS") == (0, None)
+    network.add(netns)
+    before = run(["ip", "address"]).ok().text
+    assert network.ask("STATUS") == (0, None)
+    assert run(["ip", "address"]).ok().text == before
+
+
+def test_status_says_what_keeps_every_add_from_succeeding(network: Network, ledger: Ledger) -> None:
+    run(["ip", "link", "add", "cni0", "type", "veth", "peer", "name", "x"]).ok()
+    error = network.refused("STATUS")
+    assert (error["code"], "not a bridge" in error["msg"]) == (50, True)
+    run(["ip", "link", "delete", "cni0"]).ok()
+    error = network.refused("STATUS", None, {"ipam": {"type": "no-such-manager"}})
+    assert (error["code"], "no-such-manager" in error["msg"]) == (50, True)
+    script = f"{network.plugins}/bridge"
+    done = run(["setpriv", "--bounding-set=-net_admin", script], env=network.env("STATUS", None), stdin=network.stdin())
+    assert (done.code, done.json()["code"]) == (1, 50)
+
+
+def test_an_attachment_that_another_call_works_on_is_waited_for_and_not_for_ever(
+    network: Network, netns: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.range_lock, "__kwdefaults__", {"timeout": 0.05})
+    with files.range_lock(f"{paths.LOCKS}/cni/pods", identity("pods", netns.name, "eth0")):
+        assert network.refused("ADD", netns)["code"] == 11
+        assert network.refused("DEL", netns)["code"] == 11
+        assert netns.links() == {"lo"}
