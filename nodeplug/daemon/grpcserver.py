@@ -8,6 +8,7 @@ socket's path.
 
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import grpc
 from nodeplug.core.errors import Unavailable
 from nodeplug.daemon.listeners import Place, Published
 from nodeplug.daemon.relay import Note, Relay
+
+_LAST_CALLS = 0.1  # seconds
 
 Unary = Callable[[bytes, "Call"], bytes]
 """A method: the request's bytes in, the answer's bytes out. It raises `Abort` for any other outcome, nothing else."""
@@ -198,6 +201,8 @@ class Server:
         """
         if self._relay is not None:
             self._relay.stop_accepting()
+            # gRPC's shutdown cancels a call that arrives in that moment; let those just accepted make theirs before.
+            time.sleep(min(_LAST_CALLS, seconds / 4))
         for name in self._published:
             name.close()
         self._grpc.stop(seconds).wait(seconds + 1.0)

@@ -25,6 +25,7 @@ from nodeplug.kms.providers.guarded import Guarded
 from nodeplug.kms.serve import Service
 from nodeplug.kms.settings import KmsSettings
 
+_THREADS = 4
 _SETTLE = 0.05  # seconds; a rename follows its fsync at once, and one reload for both is enough
 _LOOK_AGAIN = 30.0  # seconds, for what inotify cannot see (a mount over the directory)
 
@@ -83,7 +84,7 @@ class Daemon:
         server = Server(
             Place(settings.socket, settings.socket_mode, settings.socket_group),
             service.services(settings.apis),
-            limits=Limits(threads=settings.threads, queue=settings.queue),
+            limits=Limits(threads=settings.threads or self._threads(), queue=settings.queue),
             note=self.note,
             inherited=adopted,
             allowed_uids=settings.allowed_uids,
@@ -92,6 +93,9 @@ class Daemon:
         if settings.health.listen:
             pages = HttpServer(settings.health.listen, standard_pages(self.health, self.registry))
             self._closers.append(lambda _: pages.close())
+
+    def _threads(self) -> int:
+        return max(_THREADS, 2 * self.provider.limit) if isinstance(self.provider, Guarded) else _THREADS
 
     @property
     def alive(self) -> bool:

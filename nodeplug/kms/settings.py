@@ -77,7 +77,11 @@ class KmsSettings(Record):
         default="v2",
         help="what Status calls itself: an API server that has seen v2beta1 from another plugin insists on it",
     )
-    threads: int = key(document.integer(1, 256), default=8, help="calls answered at once")
+    threads: int = key(
+        document.integer(0, 512),
+        default=0,
+        help="calls answered at once; 0: 4, or for a remote provider twice its concurrency, as joined calls wait too",
+    )
     queue: int = key(document.integer(1, 100_000), default=1024, help="calls that wait; more are refused at once")
     drain: float = key(document.duration, default=2.5, help="how long calls under way may take after SIGTERM")
     provider: dict[str, object] = key(

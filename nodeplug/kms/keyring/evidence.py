@@ -168,6 +168,8 @@ def _fields(data: bytes) -> list[tuple[int, bytes]] | None:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
+        if tag >> 3 == 0:
+            return None
         if tag & 7 == 0:
             _, at = _varint(data, at)
         elif tag & 7 == 2:
