@@ -6,6 +6,7 @@ through static tables and imported when they are called for.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -196,8 +197,12 @@ class _Service:
         )
 
     def _open(self, path: str) -> Netns:
-        fd = (self.call.files or {}).get("netns")
-        return Netns.open(path) if fd is None else Netns.adopt(os.dup(fd), path)
+        """Never by its path where the call came from another process, for which that may lead elsewhere."""
+        if self.call.files is None:
+            return Netns.open(path)
+        if "netns" not in self.call.files:
+            raise FileNotFoundError(errno.ENOENT, "the caller could not open it", path)
+        return Netns.adopt(os.dup(self.call.files["netns"]), path)
 
     def _override(self) -> bool:
         return self.call.env.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")

@@ -10,16 +10,18 @@ from nodeplug.cni.contract import EnvironmentInvalid
 from nodeplug.core import config, document, files, log, paths
 from nodeplug.core.call import Answer, Call
 from nodeplug.core.document import absolute_path, choice, integer
-from nodeplug.core.errors import Error
+from nodeplug.core.errors import Error, Malformed
 from nodeplug.core.record import Record, key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from nodeplug.cni.contract import Plugin
 
 _LARGEST = 16 << 20  # a GC's list of 100,000 attachments fits
+_STDIN = "the configuration on stdin"
 
 
 class LogSettings(Record):
@@ -34,30 +36,35 @@ class LogSettings(Record):
 
 def run(plugin: type[Plugin]) -> NoReturn:
     """Be the executable of that plugin: an author's own file calls this and nothing else."""
-    _finish(_answer(plugin.name or os.path.basename(sys.argv[0]), plugin))
+    _finish(_answer(plugin.name or os.path.basename(sys.argv[0]), plugin, arguments=sys.argv[1:]))
 
 
-def main() -> NoReturn:
-    """Be the executable of the plugin of ours that this file is named after."""
-    _finish(_answer(os.path.basename(sys.argv[0]), None))
+def main(argv: Sequence[str], *, stdin: bytes | None = None) -> NoReturn:
+    """Be the executable of the plugin of ours that `argv[0]` is named after. `stdin` is its content if it was read."""
+    name = os.path.basename(argv[0]) if argv else ""
+    _finish(_answer(name, None, arguments=argv[1:], stdin=stdin))
 
 
-def _answer(name: str, plugin: type[Plugin] | None) -> Answer:
+def _answer(name: str, plugin: type[Plugin] | None, *, arguments: Sequence[str], stdin: bytes | None = None) -> Answer:
     env = dict(os.environ)
-    stdin = b""
     try:
-        to = _log()
-        if env.get("CNI_COMMAND", "") not in ("", "VERSION"):
-            stdin = files.read_fd(0, _LARGEST, "the configuration on stdin")
+        to = open_log()
+        if env.get("CNI_COMMAND", "") in ("", "VERSION"):
+            stdin = b""
+        elif stdin is None:
+            stdin = files.read_fd(0, _LARGEST, _STDIN)
+        elif len(stdin) > _LARGEST:
+            raise Malformed(f"{_STDIN} is larger than {_LARGEST} bytes")
     except Error as error:
         return dispatch.refuse(error, env.get("CNI_COMMAND", ""))
     except OSError as error:
         return dispatch.refuse(EnvironmentInvalid(f"cannot read stdin: {error.strerror}"), env.get("CNI_COMMAND", ""))
-    call = Call(contract="cni", name=name, argv=tuple(sys.argv[1:]), env=env, stdin=stdin)
+    call = Call(contract="cni", name=name, argv=tuple(arguments), env=env, stdin=stdin)
     return dispatch.answer(call, to=to, plugin=plugin)
 
 
-def _log() -> log.Log:
+def open_log() -> log.Log:
+    """The node's log of CNI calls, as its settings say. Raises `ConfigInvalid`."""
     settings = config.section(LogSettings, config.load(), "cni.log", paths.ETC)
     sink = log.RotatingFile(settings.path, limit=settings.limit, keep=settings.keep)
     return log.Log(sink, form=settings.form, level=settings.level)  # type: ignore[arg-type]  # choice() has checked both

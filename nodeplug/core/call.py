@@ -17,8 +17,9 @@ class Call(Record):
     """One execution of a plugin.
 
     `contract` is the door ("cni", "flexvolume"), `name` the plugin it was called as, `argv` what follows that name.
-    `files` are descriptors that came with the call ("netns": CNI_NETNS as the caller opened it); the receiver of the
-    call closes them.
+    `files` are descriptors that came with the call ("netns": CNI_NETNS as the caller opened it); whoever made the call
+    closes them. None means that it comes from this very process, so that its paths can be opened here; otherwise a file
+    that is not among them is one that the caller could not open.
     """
 
     contract: str
@@ -35,3 +36,13 @@ class Answer(Record):
     code: int
     stdout: bytes = b""
     stderr: bytes = b""
+
+
+class LastWords(Record):
+    """What the caller is to say when no answer to a call arrives.
+
+    `yourself` asks it to run the call itself first, if it can: for calls that may be made twice.
+    """
+
+    answer: Answer
+    yourself: bool

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 
+from nodeplug.core import company
 from nodeplug.core.errors import Refused, TimedOut, from_os
 from nodeplug.core.record import Record
 
@@ -37,11 +38,12 @@ def run(
     Raises `TimedOut`, `Refused` when it writes more than `limit`, `NotFound`, `PermissionRefused` or `Unavailable` when
     it cannot be started. A binary being replaced (ETXTBSY) is tried again for a second.
     """
-    child = _start(argv, env)
-    try:
-        return _converse(child, argv[0], stdin, time.monotonic() + timeout, limit)
-    finally:
-        _end(child)
+    with company.present().waiting():
+        child = _start(argv, env)
+        try:
+            return _converse(child, argv[0], stdin, time.monotonic() + timeout, limit)
+        finally:
+            _end(child)
 
 
 def _start(argv: Sequence[str], env: Mapping[str, str]) -> Popen[bytes]:

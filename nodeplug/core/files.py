@@ -12,6 +12,7 @@ import struct
 import time
 from binascii import crc32
 
+from nodeplug.core import company
 from nodeplug.core.errors import Malformed, TryAgain
 
 TYPE_CHECKING = False
@@ -215,21 +216,30 @@ def _ask_until(deadline: float, path: str, ask: Callable[..., object], *argument
 
     Calls that wait for one know no bound, and an alarm would belong to the whole process.
     """
+    if _granted(ask, arguments):
+        return
     pause = 0.0005
-    while True:
-        try:
-            ask(*arguments)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-        if time.monotonic() > deadline:
-            raise TryAgain(
-                f"another call has held the lock {path} for too long",
-                hint="if it never ends, `fuser` on that file names the process",
-            )
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.02)
+    with company.present().waiting():
+        while True:
+            time.sleep(pause)
+            if _granted(ask, arguments):
+                return
+            if time.monotonic() > deadline:
+                raise TryAgain(
+                    f"another call has held the lock {path} for too long",
+                    hint="if it never ends, `fuser` on that file names the process",
+                )
+            pause = min(pause * 1.5, 0.02)
+
+
+def _granted(ask: Callable[..., object], arguments: tuple[object, ...]) -> bool:
+    try:
+        ask(*arguments)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 def _open_lock(path: str) -> int:

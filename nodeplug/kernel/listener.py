@@ -11,6 +11,7 @@ import os
 import time
 from _socket import MSG_TRUNC
 
+from nodeplug.core import company
 from nodeplug.kernel.netlink import open_socket, split
 
 TYPE_CHECKING = False
@@ -60,6 +61,12 @@ class Listener:
 
         Raises OSError(ENOBUFS) when some were lost; the subscription goes on.
         """
+        if timeout <= 0:
+            return self._receive(0.0)
+        with company.present().waiting():
+            return self._receive(timeout)
+
+    def _receive(self, timeout: float) -> list[tuple[int, bytes]]:
         deadline = time.monotonic() + timeout
         while True:
             self._socket.settimeout(max(0.0, deadline - time.monotonic()))

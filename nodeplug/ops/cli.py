@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -14,6 +15,10 @@ import nodeplug
 from nodeplug.core.errors import ConfigInvalid, Error
 from nodeplug.ops import stage
 from nodeplug.ops.install import Change, Directory, Door
+from nodeplug.worker import settings
+
+if TYPE_CHECKING:
+    from nodeplug.ops.shim import Kind
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON value instead of a table.")
 
@@ -56,9 +61,18 @@ def door(contract: str) -> Door:
     """What is installed for a contract."""
     if contract != "cni":
         raise ConfigInvalid(f"nothing can be installed for {contract!r}", hint="there is cni")
+    from nodeplug.cni import lastwords
     from nodeplug.cni.dispatch import IPAM, PLUGINS
 
-    return Door("nodeplug-cni", ("core", "kernel", "cni"), "nodeplug.cni.main", tuple(sorted({*PLUGINS, *IPAM})))
+    client = tuple(f"worker/{name}.py" for name in ("__init__", "frames", "launcher", "wire"))
+    return Door(
+        launcher="nodeplug-cni",
+        parts=("core", "kernel", "cni", *client),
+        module="nodeplug.cni.main",
+        names=tuple(sorted({*PLUGINS, *IPAM})),
+        socket=f"{settings.DIRECTORY}/cni.sock",
+        absent=lastwords.absent(),
+    )
 
 
 @click.command()
@@ -107,11 +121,19 @@ def install() -> None:
     show_default=True,
     help="The interpreter that runs them.",
 )
+@click.option(
+    "--shim",
+    "kind",
+    type=click.Choice(["auto", "c", "python"]),
+    default="auto",
+    show_default=True,
+    help="What the files are: a small program that asks nodeplugd (c), Python that does (python), or what can be had.",
+)
 @as_json
-def install_cni(dest: Path, only: str, replace: bool, python: Path, as_json: bool) -> None:
+def install_cni(dest: Path, only: str, replace: bool, python: Path, kind: Kind, as_json: bool) -> None:
     """One file per network plugin, and .nodeplug/ beside them. Repeating it upgrades what is there."""
     chosen = [name.strip() for name in only.split(",") if name.strip()]
-    changes = Directory(dest.absolute()).install(door("cni"), only=chosen, replace=replace, python=python)
+    changes = Directory(dest.absolute()).install(door("cni"), only=chosen, replace=replace, python=python, kind=kind)
     _show(changes, dest, as_json=as_json)
 
 

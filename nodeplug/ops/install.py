@@ -1,11 +1,13 @@
 """Putting a door's plugins into a directory that other programs read, and taking them out again.
 
-    DIR/bridge, DIR/host-local ...        hard links of one launcher, which answers to the name it is called by
+    DIR/bridge, DIR/host-local ...        hard links of the shim or the launcher, which answer to the name they have
     DIR/.nodeplug/versions/ID/            a byte-compiled copy of the package and the launcher, never changed
     DIR/.nodeplug/lib -> versions/ID      what launchers import; an upgrade swaps this link
-    DIR/.nodeplug/exec -> lib/launcher
+    DIR/.nodeplug/exec -> lib/launcher    what a shim runs when no worker answers
+    DIR/.nodeplug/worker.sock             a link to the worker's socket, whether or not it is there
+    DIR/.nodeplug/absent                  what a shim answers when there is neither
     DIR/.nodeplug/kept/NAME               foreign files that --replace put aside
-    DIR/.nodeplug/manifest.json           the digests of our launchers: a file is ours by its content
+    DIR/.nodeplug/manifest.json           the digests of our shims and launchers: a file is ours by its content
 
 Every change is one rename, so that a runtime finds a working plugin at each moment, and what a kill leaves behind is
 finished or cleared by the next install. The copy before the current one stays: plugins that run keep importing from it.
@@ -36,26 +38,31 @@ from nodeplug.core.errors import (
     Unavailable,
     from_os,
 )
-from nodeplug.ops import stage
+from nodeplug.ops import shim, stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from nodeplug.ops.shim import Kind
+
 _PRIVATE = ".nodeplug"
-_LARGEST_LAUNCHER = 64 * 1024
+_LARGEST_LAUNCHER = 4 * 1024 * 1024  # a static shim has 0.7 MiB
 _MANIFEST_LIMIT = 1024 * 1024
 _PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class Door:
-    """What is installed for a contract: the launcher's name, the rooms it imports, its main, the plugins' names."""
+    """What is installed for a contract: the launcher's name, the rooms (or files) it imports, its main, the plugins'
+    names; where the worker listens for it, and what to answer without either."""
 
     launcher: str
     parts: tuple[str, ...]
     module: str
     names: tuple[str, ...]
+    socket: str = ""
+    absent: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -75,21 +82,29 @@ class Directory:
         self.private = path / _PRIVATE
 
     def install(
-        self, door: Door, *, only: Sequence[str] = (), replace: bool = False, python: Path = stage.PYTHON
+        self,
+        door: Door,
+        *,
+        only: Sequence[str] = (),
+        replace: bool = False,
+        python: Path = stage.PYTHON,
+        kind: Kind = "python",
     ) -> list[Change]:
         """Install the plugins of `door`, or those named by `only`; the same again changes nothing.
 
         Those that are there already are upgraded with it. A foreign file of a plugin's name refuses all, before
-        anything is changed, unless `replace` puts it aside. Raises `Refused`, `ConfigInvalid`, `PermissionRefused`,
-        `Unavailable` (full or read-only file system, no usable Python), `TryAgain` while another install runs.
+        anything is changed, unless `replace` puts it aside. `kind` says what the files are, see `shim.binary`. Raises
+        `Refused`, `ConfigInvalid`, `PermissionRefused`, `Unavailable` (full or read-only file system, no usable Python
+        or compiler), `TryAgain` while another install runs.
         """
         names = _chosen(door, only)
         tag = stage.interpreter_tag(python)
+        content = shim.binary(kind)
         try:
             _ensure_directory(self.path)
             with self._locked():
                 self._prepare()
-                return self._install(door, names, replace=replace, python=python, tag=tag)
+                return self._install(door, names, replace=replace, python=python, tag=tag, content=content)
         except OSError as error:
             raise from_os(error, f"cannot install into {self.path}", hint=_advice(error)) from error
 
@@ -148,7 +163,9 @@ class Directory:
                 hint="remove it, or run this as its owner",
             )
 
-    def _install(self, door: Door, names: Sequence[str], *, replace: bool, python: Path, tag: str) -> list[Change]:
+    def _install(
+        self, door: Door, names: Sequence[str], *, replace: bool, python: Path, tag: str, content: bytes
+    ) -> list[Change]:
         manifest = self._manifest()
         foreign = [name for name in names if self._is_foreign(name, manifest)]
         directories = [name for name in foreign if (self.path / name).is_dir() and not (self.path / name).is_symlink()]
@@ -158,30 +175,34 @@ class Directory:
                 f"{self.path} has files that are not nodeplug's: {', '.join(directories or foreign)}", hint=hint
             )
         launcher = stage.launcher_text(door.launcher, python)
-        identity = self._stage(door, launcher, python=python, tag=tag)
-        digest = hashlib.sha256(launcher).hexdigest()
+        identity = self._stage(door, launcher, python=python, tag=tag, content=content)
+        digest = hashlib.sha256(content or launcher).hexdigest()
         before = manifest["launchers"]
         # Announced first: what is put in place from here on is known as ours, whenever this ends.
         self._write_manifest([*before, digest])
         self._point("lib", f"versions/{identity}")
         self._point("exec", f"lib/{stage.LAUNCHER}")
+        if door.socket:
+            self._point("worker.sock", door.socket)
+        if door.absent:
+            self._say("absent", door.absent)
         upgraded = [name for name in door.names if name not in names and self._digest(name) in before]
         changes = [self._place(name, digest, manifest, identity) for name in (*names, *upgraded)]
         files.sync_directory(str(self.path))
         self._prune(keep=identity)
         return sorted(changes, key=lambda change: change.name)
 
-    def _stage(self, door: Door, launcher: bytes, *, python: Path, tag: str) -> str:
+    def _stage(self, door: Door, launcher: bytes, *, python: Path, tag: str, content: bytes) -> str:
         """The name of the copy for this door, made where it is not there yet."""
         versions = self.private / "versions"
         for leftover in versions.glob("*.part"):
             shutil.rmtree(leftover)
-        identity = stage.identity(door.parts, launcher, tag)
+        identity = stage.identity(door.parts, launcher, tag, content)
         target = versions / identity
         if not target.is_dir():
             part = versions / f"{identity}.part"
             try:
-                stage.write(part, door.parts, launcher, python=python, module=door.module)
+                stage.write(part, door.parts, launcher, python=python, module=door.module, shim=content)
                 part.rename(target)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
@@ -199,9 +220,18 @@ class Directory:
         fresh.symlink_to(target)
         fresh.rename(link)
 
+    def _say(self, name: str, content: bytes) -> None:
+        """Have `.nodeplug/name` hold that, in one step."""
+        path = self.private / name
+        for leftover in self.private.glob(f".{name}.*~"):
+            leftover.unlink()
+        if not path.is_file() or path.read_bytes() != content:
+            files.write_atomic(str(path), content)
+
     def _place(self, name: str, digest: str, manifest: dict[str, Any], identity: str) -> Change:
-        """Put the launcher at `name` by a rename; a foreign file is linked to its place among the kept first."""
-        target, launcher = self.path / name, self.private / "versions" / identity / stage.LAUNCHER
+        """Put our file at `name` by a rename; a foreign one is linked to its place among the kept first."""
+        target, copy = self.path / name, self.private / "versions" / identity
+        ours = copy / stage.SHIM if (copy / stage.SHIM).exists() else copy / stage.LAUNCHER
         found = self._digest(name)
         if found == digest:
             return Change(name, "current")
@@ -209,7 +239,7 @@ class Directory:
         if found is not None and found not in manifest["launchers"]:
             what = "replaced"
             self._link(target, self.private / "kept" / name)
-        self._link(launcher, target)
+        self._link(ours, target)
         return Change(name, what)
 
     def _link(self, source: Path, target: Path) -> None:
@@ -265,11 +295,7 @@ class Directory:
 
     def _write_manifest(self, launchers: Iterable[str]) -> None:
         document = json.dumps({"launchers": list(dict.fromkeys(launchers))}, indent=2) + "\n"
-        path = self.private / "manifest.json"
-        for leftover in self.private.glob(".manifest.json.*~"):
-            leftover.unlink()
-        if not path.exists() or path.read_text() != document:
-            files.write_atomic(str(path), document.encode())
+        self._say("manifest.json", document.encode())
 
     def _digest(self, name: str) -> str | None:
         """The digest of a regular file's content; "" for anything that can be no launcher; None when absent."""

@@ -25,6 +25,9 @@ PYTHON = Path("/usr/bin/python3")
 LAUNCHER = "launcher"
 """The launcher's name in a copy."""
 
+SHIM = "shim"
+"""The compiled shim's name in a copy, where there is one."""
+
 _OLDEST = (3, 11)
 _TIMEOUT = 60.0
 _SHEBANG_LIMIT = 127  # bytes that old kernels read of the first line
@@ -68,20 +71,21 @@ def sources(parts: Sequence[str]) -> Iterator[tuple[str, Path]]:
     package = Path(nodeplug.__file__).parent
     yield "nodeplug/__init__.py", package / "__init__.py"
     for part in parts:
-        for file in sorted((package / part).rglob("*.py")):
+        found = package / part
+        for file in [found] if found.is_file() else sorted(found.rglob("*.py")):
             if file.name != "cli.py":
                 yield str(Path("nodeplug") / file.relative_to(package)), file
 
 
-def identity(parts: Sequence[str], launcher: bytes, tag: str) -> str:
+def identity(parts: Sequence[str], launcher: bytes, tag: str, shim: bytes = b"") -> str:
     """The name of a copy: the version and a digest of all that is in it."""
-    digest = hashlib.sha256(tag.encode() + b"\0" + launcher)
+    digest = hashlib.sha256(tag.encode() + b"\0" + launcher + hashlib.sha256(shim).digest())
     for name, file in sources(parts):
         digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return f"{nodeplug.__version__}-{digest.hexdigest()[:12]}"
 
 
-def write(target: Path, parts: Sequence[str], launcher: bytes, *, python: Path, module: str) -> None:
+def write(target: Path, parts: Sequence[str], launcher: bytes, *, python: Path, module: str, shim: bytes = b"") -> None:
     """Make the copy at `target`, which must not exist, and import `module` from it to show that it works.
 
     Raises OSError with the path, and `Unavailable` when the copy does not work. What was made by then stays.
@@ -93,9 +97,11 @@ def write(target: Path, parts: Sequence[str], launcher: bytes, *, python: Path, 
         _make_directories(copy.parent, target)
         shutil.copyfile(file, copy)
         copy.chmod(0o644)
-    start = target / LAUNCHER
-    start.write_bytes(launcher)
-    start.chmod(0o755)
+    for name, content in ((LAUNCHER, launcher), (SHIM, shim)):
+        if content:
+            start = target / name
+            start.write_bytes(content)
+            start.chmod(0o755)
     # Unchecked: a plugin then needs no look at the source. The copy never changes.
     compile_all = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(target / "nodeplug"))
     _run(python, *compile_all, doing="cannot compile the package")

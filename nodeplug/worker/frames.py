@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 
-from nodeplug.core.call import Answer, Call
+from nodeplug.core.call import Answer, Call, LastWords
 from nodeplug.core.errors import Malformed, VersionUnsupported
 from nodeplug.core.record import Record
 
@@ -54,13 +54,6 @@ class Request(Record):
         """Close every descriptor that came along; the call must not be used afterwards."""
         for fd in (self.net, self.mount, *(self.call.files or {}).values()):
             os.close(fd)
-
-
-class LastWords(Record):
-    """What to answer if nothing more arrives; `yourself` asks the client to run the call itself first if it can."""
-
-    answer: Answer
-    yourself: bool
 
 
 def encode_request(call: Call, *, patience: float) -> bytes:
@@ -126,7 +119,7 @@ def decode_request(frame: Frame, body: bytes, descriptors: tuple[int, ...], *, c
         if variable and equals:
             env.setdefault(variable, value)  # of equal names the first counts, as in getenv(3)
     files = dict(zip(names, descriptors[2:], strict=True))
-    call = Call(contract=contract, name=name, argv=tuple(arguments), env=env, stdin=stdin, files=files or None)
+    call = Call(contract=contract, name=name, argv=tuple(arguments), env=env, stdin=stdin, files=files)
     return Request(call=call, net=descriptors[0], mount=descriptors[1], patience=frame.number / 1000)
 
 

@@ -27,7 +27,7 @@ from _socket import (
     socket,
 )
 
-from nodeplug.core.call import Answer, Call
+from nodeplug.core.call import Answer, Call, LastWords
 from nodeplug.core.errors import Malformed, Refused, TimedOut, VersionUnsupported
 from nodeplug.core.record import Record
 from nodeplug.worker.frames import (
@@ -36,7 +36,7 @@ from nodeplug.worker.frames import (
     HEADER,
     LAST_WORDS,
     REQUEST,
-    LastWords,
+    Frame,
     Request,
     decode_header,
     decode_request,
@@ -161,21 +161,86 @@ def receive(connection: socket, *, contract: str, deadline: float) -> Request:
     ends before the request does, `Malformed` and `VersionUnsupported` for what is no request. The connection can then
     only be closed, which the client takes for "run it yourself".
     """
-    descriptors: list[int] = []
+    incoming = Incoming(connection, contract=contract)
     try:
-        header, truncated = _receive_rights(connection, descriptors, deadline)
-        header += _receive_exactly(connection, HEADER.size - len(header), deadline)
-        frame = decode_header(header, (REQUEST,))
-        if truncated:
-            raise Malformed(f"more than {_DESCRIPTORS_MAX} descriptors came with a request")
-        body = _receive_exactly(connection, frame.size(), deadline)
-        return decode_request(frame, body, tuple(descriptors), contract=contract)
-    except BaseException as error:
-        for fd in descriptors:
+        while True:
+            connection.settimeout(_remaining(deadline))
+            request = incoming.read()
+            if request is not None:
+                return request
+    except OSError as error:
+        raise _translated(error) from error
+    finally:
+        incoming.close()
+
+
+class Incoming:
+    """A request that is arriving, in whatever pieces. Close it when no more of it is wanted, or when it is whole."""
+
+    def __init__(self, connection: socket, *, contract: str) -> None:
+        self._connection = connection
+        self._contract = contract
+        self._descriptors: list[int] = []
+        self._truncated = False
+        self._header = b""
+        self._frame: Frame | None = None
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    def read(self) -> Request | None:
+        """Take what the connection has to give, once; the request when that was the last of it.
+
+        How long this waits is the connection's setting. Raises what reading from it raises, and `Gone`, `Malformed` and
+        `VersionUnsupported` as `receive` does.
+        """
+        if self._frame is None:
+            self._read_header()
+        else:
+            data = self._connection.recv(min(self._missing, _CHUNK))
+            if not data:
+                raise Gone(f"the connection ended {self._missing} bytes before the request did")
+            self._parts.append(data)
+            self._missing -= len(data)
+        if self._frame is None or self._missing:
+            return None
+        request = decode_request(self._frame, b"".join(self._parts), tuple(self._descriptors), contract=self._contract)
+        self._descriptors = []  # they are the request's now
+        return request
+
+    @property
+    def held(self) -> int:
+        """Bytes that have arrived."""
+        return len(self._header) + sum(map(len, self._parts))
+
+    def close(self) -> None:
+        """Close the descriptors that came, unless they have become the request's."""
+        for fd in self._descriptors:
             os.close(fd)
-        if isinstance(error, OSError):
-            raise _translated(error) from error
-        raise
+        self._descriptors = []
+
+    def _read_header(self) -> None:
+        if self._header:
+            data = self._connection.recv(HEADER.size - len(self._header))
+        else:
+            data = self._read_rights()
+        if not data:
+            raise Gone("the connection ended before the request")
+        self._header += data
+        if len(self._header) == HEADER.size:
+            frame = decode_header(self._header, (REQUEST,))
+            if self._truncated:
+                raise Malformed(f"more than {_DESCRIPTORS_MAX} descriptors came with a request")
+            self._frame, self._missing = frame, frame.size()
+
+    def _read_rights(self) -> bytes:
+        space = CMSG_SPACE(_DESCRIPTORS_MAX * _INT.size)
+        data, ancillary, flags, _address = self._connection.recvmsg(HEADER.size, space, MSG_CMSG_CLOEXEC)
+        for level, kind, rights in ancillary:
+            if level == SOL_SOCKET and kind == SCM_RIGHTS:
+                whole = len(rights) - len(rights) % _INT.size
+                self._descriptors += [fd for (fd,) in _INT.iter_unpack(rights[:whole])]
+        self._truncated = bool(flags & MSG_CTRUNC)
+        return data
 
 
 def send_last_words(connection: socket, words: LastWords, *, deadline: float) -> None:
@@ -189,32 +254,6 @@ def send_last_words(connection: socket, words: LastWords, *, deadline: float) ->
 def send_answer(connection: socket, answer: Answer, *, deadline: float) -> None:
     """Answer the client. Raises as `send_last_words` does; the last words stand then."""
     _send(connection, encode_answer(answer), deadline)
-
-
-def _receive_rights(connection: socket, descriptors: list[int], deadline: float) -> tuple[bytes, bool]:
-    connection.settimeout(_remaining(deadline))
-    space = CMSG_SPACE(_DESCRIPTORS_MAX * _INT.size)
-    data, ancillary, flags, _address = connection.recvmsg(HEADER.size, space, MSG_CMSG_CLOEXEC)
-    for level, kind, rights in ancillary:
-        if level == SOL_SOCKET and kind == SCM_RIGHTS:
-            whole = len(rights) - len(rights) % _INT.size
-            descriptors += [fd for (fd,) in _INT.iter_unpack(rights[:whole])]
-    if not data:
-        raise Gone("the connection ended before the request")
-    return data, bool(flags & MSG_CTRUNC)
-
-
-def _receive_exactly(connection: socket, count: int, deadline: float) -> bytes:
-    parts = []
-    missing = count
-    while missing > 0:
-        connection.settimeout(_remaining(deadline))
-        data = connection.recv(min(missing, _CHUNK))
-        if not data:
-            raise Gone(f"the connection ended {missing} bytes before the request did")
-        parts.append(data)
-        missing -= len(data)
-    return b"".join(parts)
 
 
 def _send(connection: socket, data: bytes, deadline: float) -> None:

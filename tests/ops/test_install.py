@@ -59,7 +59,7 @@ def test_installed_plugin_needs_nothing_but_its_directory(directory: Path) -> No
         "import sys, nodeplug.cni.main; print([m.__file__ for m in sys.modules.values() if 'nodeplug' in repr(m)])"
     )
     launched = directory / NAME
-    text = launched.read_text().replace("from nodeplug.cni.main import main\n\nmain()\n", program)
+    text = launched.read_text().partition("from nodeplug.cni.main import main\n")[0] + program
     launched.unlink()
     launched.write_text(text)
     launched.chmod(0o755)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeplug.core.call import Answer, Call
+from nodeplug.core.call import Answer, Call, LastWords
 from nodeplug.core.errors import Error, Malformed, VersionUnsupported
 from nodeplug.worker.frames import (
     ANSWER,
@@ -16,7 +16,6 @@ from nodeplug.worker.frames import (
     LAST_WORDS,
     LIMITS,
     REQUEST,
-    LastWords,
     Request,
     decode_header,
     decode_request,
@@ -42,7 +41,7 @@ calls = st.builds(
     argv=st.lists(strings, max_size=5).map(tuple),
     env=st.dictionaries(variables, strings, max_size=5),
     stdin=st.binary(max_size=200),
-    files=st.sampled_from([None, {"netns": 7}]),
+    files=st.sampled_from([{}, {"netns": 7}]),
 )
 answers = st.builds(Answer, code=st.integers(0, 255), stdout=st.binary(max_size=200), stderr=st.binary(max_size=200))
 

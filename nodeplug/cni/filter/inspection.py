@@ -39,6 +39,33 @@ def missing(netlink: Netlink, index: Index, holding: Holding) -> list[str]:
     return found + _rules(netlink, holding)
 
 
+def whole(netlink: Netlink, index: Index) -> bool:
+    """Whether every rule is there and no set lacks elements, counted: what a watcher asks after others' changes."""
+    live = [holding for holding in index.holdings() if not holding.owner.gone()]
+    if not live:
+        return True
+    wanted = [*layout.rules()]
+    wanted += [
+        rule
+        for subnet in dict.fromkeys(subnet for holding in live for subnet in holding.share.subnets)
+        for rule in layout.subnet_rules(subnet)
+    ]
+    listed = Counter((rule.chain, rule.comment) for rule in messages.rules(netlink, INET, TABLE))
+    if Counter((rule.chain, rule.title) for rule in wanted) - listed:
+        return False
+    expected = Counter(name for name, _ in {(e.set, e.key) for holding in live for e in holding.share.entries})
+    counted = {item.name: item.count for item in messages.sets(netlink, INET, TABLE)}
+    for name, count in expected.items():
+        if name not in counted:
+            return False
+        standing = counted[name]
+        if standing is None:
+            standing = len(elements.dump_elements(netlink, INET, TABLE, name))
+        if standing < count:
+            return False
+    return True
+
+
 def _rules(netlink: Netlink, holding: Holding) -> list[str]:
     wanted = [*layout.rules(), *(rule for subnet in holding.share.subnets for rule in layout.subnet_rules(subnet))]
     listed = messages.rules(netlink, INET, TABLE)

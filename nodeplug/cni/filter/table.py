@@ -113,6 +113,13 @@ class Table:
                 self._netlink, self._index, Holding(owner=Owner(attachment=attachment), share=share)
             )
 
+    def whole(self) -> bool:
+        """Whether all rules are there and as many elements as the attachments that live should have."""
+        from nodeplug.cni.filter import inspection
+
+        with _named("cannot read"):
+            return inspection.whole(self._netlink, self._index)
+
     def repair(self) -> int:
         """Make the whole table again from the index, whatever became of it. Returns how many shares it holds."""
         with _Named("cannot restore"):

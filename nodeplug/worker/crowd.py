@@ -1,0 +1,134 @@
+"""The calls that the worker serves at once, and what they do for each other: turns, groups, loans.
+
+A thread of the pool takes a `Seat` and joins it as its company (`nodeplug.core.company`). Only a few seats hold a turn,
+and Python runs with one: 32 runnable threads would spend nearly half of their time on handing the interpreter around.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
+
+from nodeplug.core.company import Company
+from nodeplug.worker.group import Group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from nodeplug.core.company import R, T, Work
+
+
+class Closing(Protocol):
+    """What can be lent."""
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closing)
+
+_SPARE = 4
+"""Loans of one kind that are kept."""
+
+
+class Crowd:
+    """What is shared by all seats. `running` is the number of turns."""
+
+    def __init__(self, *, running: int) -> None:
+        self.turns: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(running):
+            self.turns.put(None)
+        self._lock = threading.Lock()
+        self._groups: dict[object, Group[Any, Any]] = {}
+        self._spare: dict[object, list[Closing]] = {}
+
+    def group(self, work: Work[T, R]) -> Group[T, R]:
+        """The group of those who want `work` done."""
+        with self._lock:
+            return self._groups.setdefault(work, Group(work))
+
+    def borrow(self, make: Callable[[], C]) -> C:
+        """One that was returned, or a new one."""
+        with self._lock:
+            spare = self._spare.get(make)
+            if spare:
+                return cast("C", spare.pop())
+        return make()
+
+    def give_back(self, make: object, lent: Closing) -> None:
+        """Keep it for the next who asks; what is too much is closed."""
+        with self._lock:
+            spare = self._spare.setdefault(make, [])
+            if len(spare) < _SPARE:
+                spare.append(lent)
+                return
+        lent.close()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        with self._lock:
+            kept = [lent for spare in self._spare.values() for lent in spare]
+            self._spare.clear()
+        for lent in kept:
+            lent.close()
+
+
+class Seat(Company):
+    """One thread's place in the crowd. `with seat:` takes a turn and gives it up at the end."""
+
+    def __init__(self, crowd: Crowd) -> None:
+        self._crowd = crowd
+        self._running = False
+
+    def __enter__(self) -> Self:
+        self._crowd.turns.get()
+        self._running = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running = False
+        self._crowd.turns.put(None)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return _Pause(self) if self._running else super().waiting()
+
+    def together(self, work: Work[T, R], item: T) -> R:
+        with self.waiting():
+            return self._crowd.group(work).commit(item)
+
+    def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
+        return _Loan(self._crowd, make)
+
+
+class _Pause:
+    """The time in which a seat has given up its turn."""
+
+    __slots__ = ("_seat",)
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+
+    def __enter__(self) -> None:
+        self._seat.__exit__()
+
+    def __exit__(self, *_: object) -> None:
+        self._seat.__enter__()
+
+
+class _Loan(Generic[C]):
+    __slots__ = ("_crowd", "_lent", "_make")
+
+    def __init__(self, crowd: Crowd, make: Callable[[], C]) -> None:
+        self._crowd = crowd
+        self._make = make
+
+    def __enter__(self) -> C:
+        self._lent = self._crowd.borrow(self._make)
+        return self._lent
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._crowd.give_back(self._make, self._lent)
+        else:
+            self._lent.close()  # who knows what state it is in

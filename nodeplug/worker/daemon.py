@@ -1,0 +1,133 @@
+"""The parts of a running nodeplugd put together from its settings, and taken apart in order.
+
+`main` owns the process; this module owns what serves.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+from nodeplug.core.log import Event
+from nodeplug.daemon.health import Condition, Health
+from nodeplug.daemon.lifecycle import drain
+from nodeplug.daemon.listeners import Place, Published
+from nodeplug.worker import doors
+from nodeplug.worker.crowd import Crowd
+from nodeplug.worker.filterwatch import FilterWatch
+from nodeplug.worker.front import Front
+from nodeplug.worker.pool import Pool
+from nodeplug.worker.serve import Service
+from nodeplug.worker.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from nodeplug.core.log import Level, Log
+    from nodeplug.worker.settings import WorkerSettings
+    from nodeplug.worker.world import World
+
+_SILENCE = 10.0
+_STUCK = 120.0
+"""Seconds after which a worker that answers nothing, though it is asked, is to be started again."""
+
+
+class Daemon:
+    """Serves from construction to `close()`. Raises what the parts raise; nothing is left open then."""
+
+    def __init__(self, settings: WorkerSettings, world: World, *, log: Log) -> None:
+        self._settings = settings
+        self._log = log
+        self.health = Health()
+        self.tally = Tally()
+        self._crowd = Crowd(running=settings.running)
+        self._closers: list[Callable[[float], object]] = [lambda _: self._crowd.close()]
+        self._progress = (0, time.monotonic())
+        try:
+            self._serve(settings, world)
+            if settings.watch_filter:
+                watch = FilterWatch(self.note, self.health)
+                self._closers.append(lambda _: watch.close())
+                watch.start()
+            if settings.health.listen:
+                self._show(settings.health.listen)
+        except BaseException:
+            self.close(0.0)
+            raise
+
+    def _serve(self, settings: WorkerSettings, world: World) -> None:
+        self._service = Service(world, doors.opened(), self._log, self.tally.served)
+        self._pool = Pool(
+            lambda arrived, seat: self._service.serve(arrived, seat),
+            self._crowd,
+            threads=settings.threads,
+            queue=settings.queue,
+        )
+        self._closers.append(self._pool.drain)
+        listeners = {}
+        for name in doors.DOORS:
+            socket = Published(Place(os.path.join(settings.directory, f"{name}.sock")))
+            # Before the pool is drained: whoever comes later finds no socket, and runs his call himself.
+            self._closers.append(lambda _, socket=socket: socket.close())  # type: ignore[misc]  # bound now
+            listeners[name] = socket.listen()
+        self.front = Front(
+            listeners,
+            self._pool.submit,
+            uids=frozenset({os.geteuid()}),
+            connections=settings.connections,
+            tell=self.tally.refused,
+        )
+        self._closers.append(lambda _: self.front.close())
+        self.front.start()
+        self.health.set("serving", Condition(ok=True, vital=True))
+
+    def _show(self, address: str) -> None:
+        from nodeplug.daemon import metrics
+        from nodeplug.daemon.httpserver import HttpServer, standard_pages
+
+        registry = metrics.open_registry("worker")
+        self.tally.register(registry, under_way=lambda: self._pool.under_way)
+        pages = HttpServer(address, standard_pages(self.health, registry))
+        self._closers.append(lambda _: pages.close())
+
+    def reload(self, log: Log) -> None:
+        """Go on with the doors' logs as their settings are now, and with this one. Raises `ConfigInvalid`."""
+        self._service = replace(self._service, doors=doors.opened(), log=log)
+        self._log = log
+
+    @property
+    def alive(self) -> bool:
+        """Whether the watchdog is to be fed: requests are taken, and of those under way some end."""
+        now = time.monotonic()
+        if now - self.front.ticked > _SILENCE:
+            return False
+        finished, since = self._progress
+        if self._pool.finished != finished or not self._pool.under_way:
+            self._progress = (self._pool.finished, now)
+            return True
+        return now - since < _STUCK
+
+    def note(self, message: str, *, level: Level = "info") -> None:
+        """A line in the daemon's own log."""
+        self._log.write(Event(contract="worker", op="daemon", level=level, outcome="note", message=message))
+
+    def status(self) -> str:
+        """One line for the service manager."""
+        return self.health.trouble() or f"serving {', '.join(doors.DOORS)} in {self._settings.directory}"
+
+    def close(self, seconds: float) -> bool:
+        """End in the reverse order of the beginning; False when calls under way were cut off."""
+        in_time = drain(seconds, *reversed(self._closers))
+        self._closers.clear()
+        return in_time
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.close(1.0)

@@ -1,0 +1,103 @@
+"""The executable nodeplugd: the process's arguments, environment and signals, handed to what serves."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import sys
+from typing import TYPE_CHECKING, Literal, NoReturn, cast
+
+import nodeplug
+from nodeplug.core import paths
+from nodeplug.core.errors import Error
+from nodeplug.core.log import Log, to_descriptor
+from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
+from nodeplug.worker import doors, settings, world
+from nodeplug.worker.daemon import Daemon
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nodeplug.worker.settings import WorkerSettings
+
+_FILES = 65536
+
+
+def main() -> NoReturn:
+    """Be nodeplugd."""
+    sys.exit(_main(sys.argv[1:], os.environ))
+
+
+def _main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="nodeplugd", description="Answers the calls of executed plugins from a process that is already warm."
+    )
+    parser.add_argument(
+        "--config", default=paths.ETC, metavar="DIR", help="where settings are, in TOML (default: %(default)s)"
+    )
+    parser.add_argument("--check", action="store_true", help="read the settings and end")
+    parser.add_argument("--version", action="version", version=f"nodeplug {nodeplug.__version__}")
+    given = parser.parse_args(arguments)
+    try:
+        found = settings.load(given.config)
+        if given.check:
+            return EXIT_OK
+        for door in doors.DOORS.values():
+            doors.preload(door)
+        _prepare_process()
+        if found.host:
+            world.enter(found.host)
+        return _live(found, environ, given.config)
+    except Error as error:
+        sys.stderr.write(f"nodeplugd: {error}\n")
+        return exit_code(error)
+
+
+def _prepare_process() -> None:
+    """What the plugins' code expects of its process, which for an executed plugin its runtime sees to."""
+    os.umask(0o022)
+    os.chdir("/")
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _live(found: WorkerSettings, environ: Mapping[str, str], config: str) -> int:
+    log = _open_log(found, environ)
+    with Lifecycle(environ) as life, Daemon(found, world.World.own(), log=log) as daemon:
+        life.alive = lambda: daemon.alive
+        life.ready(daemon.status())
+        while (event := life.wait()) is not Event.STOP:
+            if event is Event.RELOAD:
+                life.reloading()
+                _reload(daemon, found, config, environ)
+                life.ready(daemon.status())
+        life.stopping()
+        in_time = daemon.close(found.drain)
+        if not in_time:
+            daemon.note(f"calls that took longer than {found.drain:g} s were cut off", level="warning")
+    if not in_time:
+        os._exit(EXIT_OK)  # threads that still work have nobody left to answer, and their locks end with the process
+    return EXIT_OK
+
+
+def _reload(daemon: Daemon, before: WorkerSettings, config: str, environ: Mapping[str, str]) -> None:
+    """Take up the settings of logs; the others are those of the start."""
+    try:
+        now = settings.load(config)
+        daemon.reload(_open_log(now, environ))
+    except Error as error:
+        daemon.note(f"the settings stay as they were: {error}", level="error")
+        return
+    if now.replace(log=before.log) != before:
+        daemon.note("settings other than those of logs take effect with the next start", level="warning")
+
+
+def _open_log(found: WorkerSettings, environ: Mapping[str, str]) -> Log:
+    """The log on stderr, with levels for the journal where that is what stderr is (sd-daemon(3))."""
+    form = cast("Literal['json', 'text']", found.log.form)
+    level = cast("Literal['debug', 'info', 'warning', 'error']", found.log.level)
+    return Log(to_descriptor(2, journal="JOURNAL_STREAM" in environ), form=form, level=level)

@@ -1,0 +1,68 @@
+"""The settings of nodeplugd: the table `[worker]` of the node's settings."""
+
+from nodeplug.core import config, document, paths
+from nodeplug.core.record import Record, key
+
+DIRECTORY = paths.RUN + "/worker"
+
+
+class HealthSettings(Record):
+    """`[worker.health]`: /livez, /readyz and /metrics."""
+
+    listen: str = key(
+        document.text, default="", help="a unix socket's path, or 127.0.0.1:PORT; empty: no pages are served"
+    )
+
+
+class LogSettings(Record):
+    """`[worker.log]`: the daemon's own words on stderr. What calls do is in each door's log (`[cni.log]`)."""
+
+    form: str = key(document.choice("json", "text"), default="json", help="one JSON object a line, or text for people")
+    level: str = key(
+        document.choice("debug", "info", "warning", "error"), default="info", help="the least that is written"
+    )
+
+
+class CollectSettings(Record):
+    """`[worker.collect]`: the collection after a boot of what containers of the boot before left behind."""
+
+    enabled: bool = key(document.boolean, default=True, help="whether it is done")
+    runtime: str = key(
+        document.text, default="", help="the container runtime's socket; empty: the first of the usual ones that exists"
+    )
+    networks: str = key(document.absolute_path, default="/etc/cni/net.d", help="where networks are configured")
+    results: str = key(document.absolute_path, default="/var/lib/cni/results", help="where runtimes keep results")
+    path: str = key(
+        document.text, default="/opt/cni/bin:/usr/lib/cni", help="where foreign address managers are looked for"
+    )
+
+
+class WorkerSettings(Record):
+    """`[worker]`."""
+
+    directory: str = key(
+        document.absolute_path, default=DIRECTORY, help="where the sockets are, one for each contract: cni.sock"
+    )
+    host: str = key(
+        document.text,
+        default="",
+        help="/proc/1 in a container with the host's processes: work in that process's namespaces, and on its files",
+    )
+    threads: int = key(document.integer(1, 512), default=64, help="calls under way at once")
+    running: int = key(document.integer(1, 64), default=2, help="how many of them run Python at once; the rest wait")
+    queue: int = key(document.integer(0, 100_000), default=256, help="calls that wait for a thread; more are refused")
+    connections: int = key(
+        document.integer(1, 100_000), default=1024, help="connections whose request has not arrived whole"
+    )
+    drain: float = key(document.duration, default=30.0, help="how long calls under way may take after SIGTERM")
+    watch_filter: bool = key(document.boolean, default=True, help="make the nft table again when somebody flushes it")
+    health: HealthSettings = key(document.nested(HealthSettings), default=HealthSettings(), help="health and metrics")
+    log: LogSettings = key(document.nested(LogSettings), default=LogSettings(), help="the log on stderr")
+    collect: CollectSettings = key(
+        document.nested(CollectSettings), default=CollectSettings(), help="the collection after a boot"
+    )
+
+
+def load(directory: str) -> WorkerSettings:
+    """The settings in a directory such as /etc/nodeplug. Raises `ConfigInvalid` with every problem."""
+    return config.section(WorkerSettings, config.load(directory), "worker", directory)
