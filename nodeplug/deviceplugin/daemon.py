@@ -21,6 +21,7 @@ from nodeplug.deviceplugin.metrics import Meters
 from nodeplug.deviceplugin.podresources import PodResources
 from nodeplug.deviceplugin.registration import Kubelet, Registrar
 from nodeplug.deviceplugin.serve import Endpoint, Service
+from nodeplug.deviceplugin.statefile import state_path, write_state
 from nodeplug.deviceplugin.watch import Watch
 from nodeplug.devices.discovery import Discovery, Observer
 from nodeplug.devices.host import Host
@@ -29,6 +30,7 @@ from nodeplug.devices.rules import load_inventory
 _WITHDRAW = 2.0  # seconds for the kubelet to take the empty list of a resource that is withdrawn
 _FOLLOW = 0.25
 _SWEEP = 60.0
+_STATE = 1.0
 _RUNTIME_AGAIN = 60.0
 
 
@@ -87,6 +89,8 @@ class Daemon:
         self._turn = registration.turns()
         self._cdi: tuple[bool, float] = (False, 0.0)
         self._told_cdi = ""
+        self._told_state: tuple[object, ...] = ()
+        self._state_due = 0.0
         self._pages: HttpServer | None = None
         config_directory = [os.path.dirname(os.path.abspath(source))] if source else []
         plugins = os.path.join(kubelet_dir, registration.DEVICE_PLUGINS)
@@ -292,6 +296,7 @@ class Daemon:
                 self._ask_runtime()
                 for item in list(self._served.values()):
                     self._follow_one(item)
+                self._write_state()
                 if time.monotonic() > self._swept + _SWEEP:
                     self._sweep()
             except Exception as error:  # this thread must not end
@@ -313,6 +318,25 @@ class Daemon:
             self._state(f"registered {name}", Condition(False, f"not registered: {registrar.trouble}"))
         for what, trouble in (("list", item.service.oversized), ("cdi", item.service.cdi_trouble)):
             self._state(f"{what} {name}", Condition(not trouble, trouble))
+
+    def _write_state(self) -> None:
+        """What `nodeplug device list` reads, when it is different."""
+        told = [
+            (item.resource.name, item.registrar.registered, item.registrar.trouble, item.service.publisher.current)
+            for item in list(self._served.values())
+        ]
+        mark = tuple((name, registered, trouble, snapshot.version) for name, registered, trouble, snapshot in told)
+        if mark == self._told_state:
+            return
+        if time.monotonic() < self._state_due:
+            self._changed.set()
+            return
+        self._state_due = time.monotonic() + _STATE
+        try:
+            write_state(state_path(self._settings), told)
+        except OSError as error:
+            self.note("warning", f"cannot write {state_path(self._settings)}: {error.strerror}")
+        self._told_state = mark
 
     def _state(self, name: str, condition: Condition) -> None:
         if self.health.set(name, condition) and not condition.ok:

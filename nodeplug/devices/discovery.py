@@ -18,6 +18,7 @@ from nodeplug.devices.links import Links
 from nodeplug.devices.roster import Double, Roster
 from nodeplug.devices.rules import Rule, build
 from nodeplug.devices.snapshot import Publisher
+from nodeplug.devices.sources.polled import PolledSource
 from nodeplug.devices.topology import Topology
 from nodeplug.devices.triggers import Triggers
 
@@ -89,6 +90,7 @@ class Discovery:
         in_use: InUse = lambda _: frozenset(),
         rescan: float = RESCAN,
         poll: float = POLL,
+        keep_links: bool = True,
     ) -> None:
         self._host = host
         self._observer = observer or Observer()
@@ -96,7 +98,7 @@ class Discovery:
         self._rescan = rescan
         self._poll = poll
         self._topology = Topology(host)
-        self._links = Links(host.links)
+        self._links = Links(host.links, make=keep_links)
         self._links.load()
         self._swept = False
         self._triggers = Triggers(on_loss=self._observer.lost)
@@ -138,6 +140,15 @@ class Discovery:
         self._triggers.wake()
         with self._lock:
             return self._reloaded.wait_for(lambda: self._generation >= goal or self._stopping, timeout)
+
+    def wait_polled(self, timeout: float) -> None:
+        """Wait until every command and class has been asked once, and what it said is published."""
+        end = time.monotonic() + timeout
+        polled = [src for pool in list(self._pools.values()) for src in pool.sources if isinstance(src, PolledSource)]
+        for source in polled:
+            source.wait_first(max(0.0, end - time.monotonic()))
+        if polled:
+            self.follow([pool.spec for pool in self._pools.values()])
 
     def publisher(self, name: str) -> Publisher:
         """The publisher of a pool that was once given to `follow`."""
@@ -225,7 +236,7 @@ class Discovery:
         for pool in fresh:
             self._open(pool)
             self._pools[pool.spec.name] = pool
-        self._look_at_everything("reload", [], only=fresh)
+        self._look_at_everything("reload", [], only=fresh or None)
         for name, id in left:
             if name not in self._pools or id not in self._pools[name].published:
                 self._links.forget(name, id)

@@ -13,9 +13,10 @@ from nodeplug.devices.contract import Device
 
 
 class Links:
-    """The links below one directory."""
+    """The links below one directory. `make` False makes and removes none: for a look that changes nothing."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, make: bool = True) -> None:
+        self._make = make
         self._directory = directory
         self._prefix = directory + "/"
         self._made: dict[str, dict[str, str]] = {}  # id -> role -> target
@@ -23,7 +24,7 @@ class Links:
 
     def load(self) -> None:
         """Learn what an earlier process left."""
-        for id in _entries(self._directory):
+        for id in _entries(self._directory) if self._make else ():
             roles = {}
             for role in _entries(os.path.join(self._directory, id)):
                 try:
@@ -34,6 +35,8 @@ class Links:
 
     def want(self, pool: str, device: Device) -> None:
         """Make the links of a device right before it is published. Raises OSError (a full disk, say)."""
+        if not self._make:
+            return
         wanted = {
             node.host.removeprefix(self._prefix).partition("/")[2]: node.real
             for node in device.nodes
