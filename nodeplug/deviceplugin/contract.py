@@ -249,6 +249,11 @@ def problems(settings: Settings) -> Iterable[tuple[str, str]]:
         vendor, _, kind = resource.name.partition("/")
         if resource.cdi != "never" and not _CDI_VENDOR.match(vendor):
             yield f"{at}.cdi", f"a CDI vendor begins with a letter, and {vendor} does not"
+        if resource.cdi != "never" and min(len(vendor), len(kind)) < 2:
+            yield (
+                f"{at}.cdi",
+                "a vendor or class of one character crashes runtimes with an older CDI library (podman 4)",
+            )
         if resource.cdi != "never" and len(kind) > 63:
             yield f"{at}.cdi", "a CDI class has at most 63 characters"
         if resource.cdi == "never" and (resource.uid is not None or resource.gid is not None):

@@ -28,7 +28,7 @@ from tests.child import Process
 from tests.ledger import Ledger
 from tests.sandbox import CHECKOUT
 
-RESOURCE = "nodeplug.dev/x"
+RESOURCE = "nodeplug.dev/thing"
 
 
 class Node:
