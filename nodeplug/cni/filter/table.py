@@ -117,7 +117,7 @@ class Table:
         """Whether all rules are there and as many elements as the attachments that live should have."""
         from nodeplug.cni.filter import inspection
 
-        with _named("cannot read"):
+        with _Named("cannot read"):
             return inspection.whole(self._netlink, self._index)
 
     def repair(self) -> int:

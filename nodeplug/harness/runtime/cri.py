@@ -14,7 +14,7 @@ from nodeplug.core.errors import Error, NotFound, TimedOut, Unavailable
 from nodeplug.pb.cri import v1_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -179,13 +179,29 @@ class Cri:
         request = pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id)
         self._call("RemovePodSandbox", request, pb.RemovePodSandboxResponse, timeout)
 
-    def run_container(self, pod_id: str, spec: PodSpec, *, image: str, name: str, command: tuple[str, ...] = ()) -> str:
-        """Create and start a container in a pod; returns its id. Without `command` it does as its image says."""
+    def run_container(
+        self,
+        pod_id: str,
+        spec: PodSpec,
+        *,
+        image: str,
+        name: str,
+        command: tuple[str, ...] = (),
+        devices: Sequence[tuple[str, str, str]] = (),
+    ) -> str:
+        """Create and start a container in a pod; returns its id. Without `command` it does as its image says.
+
+        `devices` are (path on the host, path inside, permissions), as a device plugin's allocation has them.
+        """
         config = pb.ContainerConfig(
             metadata=pb.ContainerMetadata(name=name),
             image=pb.ImageSpec(image=image),
             command=command,
             log_path=f"{name}.log" if spec.log_directory else "",
+            devices=[
+                pb.Device(host_path=host, container_path=inside, permissions=permissions)
+                for host, inside, permissions in devices
+            ],
         )
         create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=config, sandbox_config=spec.message())
         container_id = str(self._call("CreateContainer", create, pb.CreateContainerResponse).container_id)
