@@ -42,6 +42,7 @@ PLUGINS = {
     "bridge": "nodeplug.cni.plugins.bridge.plugin:Bridge",
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
     "portmap": "nodeplug.cni.plugins.portmap:Portmap",
+    "tuning": "nodeplug.cni.plugins.tuning.plugin:Tuning",
 }
 IPAM = {
     "host-local": "nodeplug.cni.ipam.host_local:HostLocal",
