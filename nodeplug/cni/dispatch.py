@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from nodeplug.core.call import Call
 
 PLUGINS = {
+    "bandwidth": "nodeplug.cni.plugins.bandwidth.plugin:Bandwidth",
     "bridge": "nodeplug.cni.plugins.bridge.plugin:Bridge",
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
     "portmap": "nodeplug.cni.plugins.portmap:Portmap",
