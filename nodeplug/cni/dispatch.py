@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     from nodeplug.core.call import Call
 
 PLUGINS = {
+    "bandwidth": "nodeplug.cni.plugins.bandwidth.plugin:Bandwidth",
     "bridge": "nodeplug.cni.plugins.bridge.plugin:Bridge",
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
     "portmap": "nodeplug.cni.plugins.portmap:Portmap",
+    "tuning": "nodeplug.cni.plugins.tuning.plugin:Tuning",
 }
 IPAM = {
     "host-local": "nodeplug.cni.ipam.host_local:HostLocal",

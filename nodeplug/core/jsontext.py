@@ -29,7 +29,7 @@ class _Context:
 
     strict = True
     object_hook = None
-    object_pairs_hook = None
+    object_pairs_hook: Callable[[list[tuple[str, object]]], object] | None = None
     parse_float = float
     parse_int = int
     parse_constant = staticmethod(_no_constant)
@@ -62,6 +62,39 @@ def loads(data: bytes) -> object:
     if end != len(text):
         raise Malformed(f"not JSON: more text follows the document {_place(text, end)}")
     return found
+
+
+class Repeating(dict[str, object]):
+    """An object of a document, and which of its keys it has more than once."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def repeated(data: bytes, *path: str) -> tuple[str, ...]:
+    """The keys that the object at `path` has more than once; `loads` keeps the last of them and says nothing.
+
+    The path's own keys are matched without regard to case. Empty where there is no object. Raises `Malformed`.
+    """
+    found: object = make_scanner(_Counting())(data.decode("utf-8").strip(_WHITESPACE), 0)[0]  # type: ignore[arg-type]
+    for step in path:
+        if not isinstance(found, dict):
+            return ()
+        found = next((value for name, value in reversed(found.items()) if name.lower() == step.lower()), None)
+    return found.repeated if isinstance(found, Repeating) else ()
+
+
+def _counted(pairs: list[tuple[str, object]]) -> Repeating:
+    found = Repeating(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        found.repeated = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
+    return found
+
+
+class _Counting(_Context):
+    """See `repeated`."""
+
+    object_pairs_hook = staticmethod(_counted)
 
 
 def _explain(text: str) -> object:

@@ -30,6 +30,15 @@ def digest(text: str, length: int) -> str:
     return "".join(_BASE32[bits >> (251 - 5 * n) & 31] for n in range(length))
 
 
+def sha512_hex(text: str) -> str:
+    """The SHA-512 of `text` in hexadecimal digits, of which the reference plugins make their names."""
+    try:
+        from _sha512 import sha512  # type: ignore[import-not-found]  # no stubs for it
+    except ImportError:  # Python 3.12 and later
+        from hashlib import sha512
+    return str(sha512(text.encode("utf-8", "surrogatepass")).hexdigest())
+
+
 def link_name_fault(value: str) -> str:
     """What keeps the kernel from taking `value` as a link's name; empty when nothing does."""
     if not value:

@@ -99,3 +99,10 @@ def test_indented_text_is_laid_out_as_go_does() -> None:
         jsontext.dumps({"a": [1, {}], "b": []}, indent=4)
         == '{\n    "a": [\n        1,\n        {}\n    ],\n    "b": []\n}'
     )
+
+
+def test_keys_that_an_object_has_twice_are_told() -> None:
+    text = b'{"A": {"b": {"x": 1, "y": 2, "x": 3, "x": 4}, "c": [1]}, "x": 1}'
+    assert jsontext.repeated(text, "a", "B") == ("x",)
+    for path in ((), ("a",), ("a", "c"), ("a", "b", "x"), ("none",)):
+        assert jsontext.repeated(text, *path) == ()
