@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.nodeplug-setup
-ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 APT := containerd runc containernetworking-plugins nftables iproute2 iptables conntrack busybox-static softhsm2 opensc
 
 .PHONY: help setup demo test test-vm check fix bench stress clean

@@ -7,7 +7,6 @@ scripts can tell apart.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -34,11 +33,11 @@ COMMANDS = {
     "uninstall": ("nodeplug.ops.cli:uninstall", "Take them out again, and put back what they replaced."),
 }
 DOORS = {
-    "cni": "Run network plugins as a container runtime does; collect what was left behind.",
-    "deviceplugin": "Device plugins: what they find and offer.",
-    "flexvolume": "Volume drivers: run and look at them as the kubelet does.",
-    "kms": "The key management service: configuration, keys, tests.",
+    "cni": ("nodeplug.cni.cli:cli", "Run network plugins as a container runtime does; collect what was left behind."),
+    "device": ("nodeplug.deviceplugin.cli:cli", "Devices of this node: what is found, offered and in use, and why."),
+    "kms": ("nodeplug.kms.cli:cli", "The key management service: keys, their rotation, their copies."),
 }
+_ALL = COMMANDS | DOORS
 
 # After sysexits(3), where it has a number: usage, temporary failure, permission.
 EXIT: dict[type[BaseException], int] = {
@@ -53,28 +52,17 @@ INTERRUPTED = 130
 
 
 class Doors(click.Group):
-    """The top-level group: our own commands, and each door whose room has commands."""
+    """The top-level group: our own commands, and each door's."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *(door for door in DOORS if _has_commands(door))]
+        return list(_ALL)
 
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
-        if name in COMMANDS:
-            return _load(COMMANDS[name][0])
-        if name in DOORS and _has_commands(name):
-            return _load(f"nodeplug.{name}.cli:cli")
-        return None
+        return _load(_ALL[name][0]) if name in _ALL else None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        helps = {name: text for name, (_where, text) in COMMANDS.items()} | DOORS
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, helps[name]) for name in self.list_commands(ctx)])
-
-
-def _has_commands(door: str) -> bool:
-    return importlib.util.find_spec(f"nodeplug.{door}") is not None and (
-        importlib.util.find_spec(f"nodeplug.{door}.cli") is not None
-    )
+            formatter.write_dl([(name, text) for name, (_where, text) in _ALL.items()])
 
 
 def _load(where: str) -> click.Command:
