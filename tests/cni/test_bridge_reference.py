@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nodeplug.core.naming import identity
-from tests.child import run
+from tests.child import run, until
 from tests.cni.calls import environment
 from tests.cni.pods import REFERENCE, Network, addresses, host_links, host_local, link
 from tests.ledger import Ledger
@@ -89,7 +89,8 @@ def test_what_the_reference_made_is_deleted_by_ours(network: Network, netns: Spa
         netns.remove()
     extra = {"prevResult": result} if how.get("result", True) and network.config["cniVersion"] >= "0.4.0" else {}
     network.delete(netns, extra, CNI_NETNS=how.get("netns", netns.path))
-    assert (host_links(), network.leases()) == ({"cni0"}, set())
+    until(lambda: host_links() == {"cni0"}, "the end of the pod's link")
+    assert network.leases() == set()
     network.delete(netns, extra)
 
 
@@ -100,7 +101,8 @@ def test_what_ours_made_is_deleted_by_the_reference(network: Network, netns: Spa
     if "gone" in WAYS[way]:
         netns.remove()
     theirs(network, "DEL", netns, {"prevResult": result})
-    assert (host_links(), network.leases()) == ({"cni0"}, set())
+    until(lambda: host_links() == {"cni0"}, "the end of the pod's link")
+    assert network.leases() == set()
 
 
 def test_a_link_of_the_reference_in_the_pod_is_refused_and_stays(

@@ -6,8 +6,7 @@ Shared by the plugins that give pods an address. Removing needs the attachment's
 from __future__ import annotations
 
 from nodeplug.cni.filter import plan
-from nodeplug.cni.filter.index import Owner
-from nodeplug.cni.filter.table import filtering
+from nodeplug.cni.filter.index import Index, Owner
 from nodeplug.core.errors import Refused
 
 TYPE_CHECKING = False
@@ -15,24 +14,55 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nodeplug.cni.contract import AddRequest, AttachmentRequest, CheckRequest, GcRequest, Request, Result
+    from nodeplug.cni.filter.table import Filtering
     from nodeplug.core.inet import Net
 
 
+def _table(request: Request) -> Filtering:
+    from nodeplug.cni.filter.table import filtering
+
+    return filtering(warn=request.warn)
+
+
 def add(request: AddRequest, addresses: Iterable[Net]) -> None:
-    with filtering(warn=request.warn) as table:
+    with _table(request) as table:
         table.add(Owner.of(request.attachment, request.netns), plan.masquerade(request.network, addresses))
 
 
 def remove(request: AttachmentRequest) -> None:
     """Nothing there is success."""
-    with filtering(warn=request.warn) as table:
-        table.remove(request.attachment, plan.MASQUERADE)
+    removal = Removal(request)
+    removal.begin()
+    removal.end()
+
+
+class Removal:
+    """`begin` takes effect; `end` waits until the kernel has freed what was removed, some 15 ms after `begin`.
+
+    So what else takes time goes between the two. `end` is called in any case.
+    """
+
+    def __init__(self, request: AttachmentRequest) -> None:
+        self._request = request
+        self._filtering: Filtering | None = None
+
+    def begin(self) -> None:
+        attachment = self._request.attachment
+        if Index().has(attachment.identity, plan.MASQUERADE):
+            opened = _table(self._request)
+            table = opened.__enter__()
+            self._filtering = opened
+            table.remove(attachment, plan.MASQUERADE)
+
+    def end(self) -> None:
+        if self._filtering is not None:
+            self._filtering.__exit__(None, None, None)
 
 
 def check(request: CheckRequest) -> None:
     """Raise `Refused` when one of the pod's addresses would leave as it is."""
     share = plan.masquerade(request.network, of_pod(request.prev_result, request.ifname))
-    with filtering(warn=request.warn) as table:
+    with _table(request) as table:
         missing = table.missing(request.attachment, share)
     if missing:
         raise Refused(
@@ -42,13 +72,13 @@ def check(request: CheckRequest) -> None:
 
 
 def collect(request: GcRequest) -> None:
-    with filtering(warn=request.warn) as table:
+    with _table(request) as table:
         table.collect(request.network, request.valid)
 
 
 def usable(request: Request) -> None:
     """Raise `Unavailable` or `PermissionRefused` where nf_tables is not to be had."""
-    with filtering(warn=request.warn) as table:
+    with _table(request) as table:
         table.usable()
 
 
