@@ -24,7 +24,6 @@ def program(step: int, fault: str | int, name: str) -> list[str]:
 def _main(step: int, fault: str, name: str) -> None:
     checkout = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path.insert(0, checkout)
-    sys.argv = [name]
     from nodeplug.cni.main import main
 
     number = -1
@@ -48,7 +47,7 @@ def _main(step: int, fault: str, name: str) -> None:
             raise OSError(int(fault), os.strerror(int(fault)), "injected")
 
     sys.addaudithook(hook)
-    main()
+    main([name])
 
 
 def _changes(event: str, arguments: tuple[object, ...]) -> bool:
