@@ -114,6 +114,7 @@ class Netlink:
 
     def __init__(self, protocol: int, *, netns: Netns | None = None, timeout: float = 10.0) -> None:
         self.netns = netns
+        self._protocol = protocol
         self._socket = open_socket(protocol, netns)
         self._timeout = timeout
         self._buffer = bytearray(_RECEIVE)
@@ -177,6 +178,9 @@ class Netlink:
                     error = _refusal(type, flags, body, messages[index], start + index)
                     if error is not None:
                         outcome[index] = error
+                        if error.errno == errno.EPERM and self._protocol == NETLINK_NETFILTER:
+                            # Without CAP_NET_ADMIN the kernel looks at no message behind the first, nor answers it.
+                            return [error] * len(messages)
                 elif type != _NLMSG_NOOP:
                     outcome[index] = body
         return outcome

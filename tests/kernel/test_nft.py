@@ -19,6 +19,7 @@ from nodeplug.kernel.nft.elements import Element
 from nodeplug.kernel.nft.expressions import R0
 from nodeplug.kernel.nft.wire import INET, INET_PROTO, INET_SERVICE, IPV4_ADDR, IPV6_ADDR
 from tests.child import until
+from tests.kernel.rights import drop_this_threads_capabilities
 from tests.ledger import Ledger
 from tests.needs import needs
 from tests.space import Space
@@ -474,6 +475,15 @@ def test_any_bytes_read_as_some_rule_chain_and_set(data: bytes) -> None:
 @given(st.binary(max_size=64), st.integers(0, 255))
 def test_any_bytes_read_as_some_comment(data: bytes, type: int) -> None:
     assert isinstance(wire.read_comment(data, type), str)
+
+
+def test_without_the_right_every_message_of_a_send_is_refused_at_once(netns: Space) -> None:
+    def attempt() -> list[Any]:
+        with Netlink(NETLINK_NETFILTER, timeout=60) as netlink:
+            drop_this_threads_capabilities()
+            return [*netlink.attempt(*[wire.message(1, 0, INET, b"", "get table", "inet x")] * 3)]
+
+    assert [answer.errno for answer in netns.call(attempt)] == [errno.EPERM] * 3
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
