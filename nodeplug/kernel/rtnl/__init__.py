@@ -7,6 +7,7 @@ One rule for all modules here: a function that takes a `Netlink` first does the 
     veths      pairs, the far end in another namespace     routes     in any table, with several next hops
     bridges    bridges and their ports                     watch      wait for a state by events
     vlans      VLANs of bridge ports                   qdiscs     shaping and redirecting
+    deletes    of several links in one go
 
 A further kind of link is a module that calls `links.add(kind=..., data=...)` and reads `Link.data`.
 """
