@@ -41,7 +41,6 @@ def missing(netlink: Netlink, index: Index, holding: Holding) -> list[str]:
 
 def whole(netlink: Netlink, index: Index) -> bool:
     """Whether every rule is there and no set lacks elements, counted: what a watcher asks after others' changes."""
-
     live = [holding for holding in index.holdings() if not holding.owner.gone()]
     if not live:
         return True
