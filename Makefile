@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.nodeplug-setup
-APT := containerd runc containernetworking-plugins nftables iproute2 iptables conntrack busybox-static softhsm2 opensc
+APT := containerd runc containernetworking-plugins nftables iproute2 iptables conntrack busybox-static softhsm2 opensc podman
 
 .PHONY: help setup demo test test-vm check fix bench stress clean
 help: ## this list

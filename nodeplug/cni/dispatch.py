@@ -45,6 +45,7 @@ PLUGINS = {
     "bridge": "nodeplug.cni.plugins.bridge.plugin:Bridge",
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
     "portmap": "nodeplug.cni.plugins.portmap:Portmap",
+    "sbr": "nodeplug.cni.plugins.sbr.plugin:Sbr",
     "tuning": "nodeplug.cni.plugins.tuning.plugin:Tuning",
 }
 IPAM = {

@@ -59,7 +59,7 @@ def write_atomic(path: str, data: bytes, mode: int = 0o644, *, durable: bool = T
     `durable` waits for the disk; without it the order is kept but a power cut may lose the change (enough in /run).
     """
     directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.{os.getpid():x}-{time.monotonic_ns():x}~")
+    temporary = _temporary(directory, name)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         try:
@@ -90,7 +90,7 @@ def create_whole(path: str, data: bytes, mode: int = 0o600) -> bool:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-        temporary = os.path.join(directory, f".{name}.{os.getpid():x}-{time.monotonic_ns():x}~")
+        temporary = _temporary(directory, name)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         os.fchmod(fd, mode)
@@ -110,6 +110,22 @@ def create_whole(path: str, data: bytes, mode: int = 0o600) -> bool:
         if temporary:
             remove(temporary)
     return True
+
+
+def _temporary(directory: str, name: str) -> str:
+    return os.path.join(directory, f".{name}.{os.getpid():x}-{time.monotonic_ns():x}~")
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether a file of that name is the temporary one of a writer that was killed: the name tells its process."""
+    stem, _, made = name.rpartition(".")
+    pid, dash, _ = made.partition("-")
+    if not stem.startswith(".") or not dash or not name.endswith("~"):
+        return False
+    try:
+        return not os.path.exists(f"/proc/{int(pid, 16)}")
+    except ValueError:
+        return False
 
 
 def remove(path: str) -> bool:

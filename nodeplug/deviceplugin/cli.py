@@ -106,7 +106,7 @@ def _described(resource: Resource, device: Device) -> dict[str, Any]:
 def list_(config: str, kubelet_dir: str, as_json: bool) -> None:
     """What the daemon has published: health and since when, and which pod has it."""
     settings = daemon.load(config)
-    path = state_path(settings)
+    path = state_path(settings, config)
     state = read_state(path)
     if state is None:
         raise NotFound(

@@ -229,7 +229,7 @@ class Settings(Record):
     resource: tuple[Resource, ...] = key(
         document.array(document.nested(Resource), most=MOST_RESOURCES), default=(), help="the resources"
     )
-    rescan: float = key(document.duration, default=120.0, help="how often all is looked at, whatever was heard")
+    rescan: float = key(document.duration, default=300.0, help="how often all is looked at, whatever was heard")
     poll: float = key(document.duration, default=5.0, help="the same where the kernel cannot tell of changes")
     health: HealthSettings = key(document.nested(HealthSettings), default=HealthSettings(), help="pages")
     log: LogSettings = key(document.nested(LogSettings), default=LogSettings(), help="the log")

@@ -70,6 +70,7 @@ class _Served:
     service: Service
     registrar: Registrar
     spec_file: SpecFile | None
+    followed: int = -1  # the version its gauges show
 
 
 class Daemon:
@@ -174,6 +175,11 @@ class Daemon:
             self._follower.join(max(0.5, end - time.monotonic()))
         if self._pages is not None:
             self._pages.close()
+        if self._source:
+            try:
+                files.remove(state_path(self._settings, self._source))
+            except OSError:
+                pass  # it only tells of a daemon that is gone
         return time.monotonic() <= end
 
     def note(self, level: str, sentence: str, *, id: str = "", op: str = "device") -> None:
@@ -305,10 +311,12 @@ class Daemon:
 
     def _follow_one(self, item: _Served) -> None:
         name = item.resource.name
-        devices = item.service.publisher.current.devices
-        unhealthy = sum(1 for device in devices if not device.healthy)
-        self.meters.devices.labels(name, "healthy").set(len(devices) - unhealthy)
-        self.meters.devices.labels(name, "unhealthy").set(unhealthy)
+        snapshot = item.service.publisher.current
+        if snapshot.version != item.followed:
+            item.followed = snapshot.version
+            unhealthy = sum(1 for device in snapshot.devices if not device.healthy)
+            self.meters.devices.labels(name, "healthy").set(len(snapshot.devices) - unhealthy)
+            self.meters.devices.labels(name, "unhealthy").set(unhealthy)
         item.service.write_spec()
         registrar = item.registrar
         late = time.monotonic() - registrar.unregistered_at > self._settings.health.unregistered
@@ -320,7 +328,9 @@ class Daemon:
             self._state(f"{what} {name}", Condition(not trouble, trouble))
 
     def _write_state(self) -> None:
-        """What `nodeplug device list` reads, when it is different."""
+        """What `nodeplug device list` reads, when it is different. An author's plugin without settings has none."""
+        if not self._source:
+            return
         told = [
             (item.resource.name, item.registrar.registered, item.registrar.trouble, item.service.publisher.current)
             for item in list(self._served.values())
@@ -332,10 +342,11 @@ class Daemon:
             self._changed.set()
             return
         self._state_due = time.monotonic() + _STATE
+        path = state_path(self._settings, self._source)
         try:
-            write_state(state_path(self._settings), told)
+            write_state(path, told)
         except OSError as error:
-            self.note("warning", f"cannot write {state_path(self._settings)}: {error.strerror}")
+            self.note("warning", f"cannot write {path}: {error.strerror}")
         self._told_state = mark
 
     def _state(self, name: str, condition: Condition) -> None:

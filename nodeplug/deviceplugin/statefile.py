@@ -9,15 +9,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from nodeplug.core import files
+from nodeplug.core.naming import digest
 from nodeplug.deviceplugin.contract import Settings
 from nodeplug.devices.snapshot import Snapshot
 
 _LARGEST = 64 << 20
 
 
-def state_path(settings: Settings) -> str:
-    """Beside the links."""
-    return os.path.join(os.path.dirname(settings.directories.links), "deviceplugin.json")
+def state_path(settings: Settings, source: str) -> str:
+    """Beside the links; each settings file (`source`) has a daemon, and so a state, of its own."""
+    directory = os.path.dirname(settings.directories.links)
+    return os.path.join(directory, f"deviceplugin-{digest(os.path.abspath(source), 8)}.json")
 
 
 def write_state(path: str, resources: Iterable[tuple[str, bool, str, Snapshot]]) -> None:

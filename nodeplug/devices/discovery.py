@@ -1,7 +1,7 @@
 """The one thread that knows what devices there are: hears, looks, and publishes whole snapshots.
 
 The first event after quiet is acted on at once, later ones are gathered for 100 ms. An event costs a look at the units
-it may concern; a full look every two minutes is the truth, and every five seconds where nothing can tell of changes.
+it may concern; a full look every five minutes is the truth, and every five seconds where nothing can tell of changes.
 """
 
 import threading
@@ -23,7 +23,7 @@ from nodeplug.devices.topology import Topology
 from nodeplug.devices.triggers import Triggers
 
 GATHER = 0.1  # seconds
-RESCAN = 120.0
+RESCAN = 300.0
 POLL = 5.0
 _RECHECK = 5.0
 _MOST_PENDING = 4096

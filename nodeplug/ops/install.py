@@ -18,37 +18,33 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import stat
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nodeplug.core import files
 from nodeplug.core.errors import (
     ConfigInvalid,
-    Malformed,
     NotFound,
     PermissionRefused,
     Refused,
     TryAgain,
-    Unavailable,
     from_os,
 )
 from nodeplug.ops import shim, stage
+from nodeplug.ops.manifest import Manifest, digest, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from nodeplug.ops.shim import Kind
 
 _PRIVATE = ".nodeplug"
-_LARGEST_LAUNCHER = 4 * 1024 * 1024  # a static shim has 0.7 MiB
-_MANIFEST_LIMIT = 1024 * 1024
 _PATIENCE = 60.0
 
 
@@ -166,8 +162,8 @@ class Directory:
     def _install(
         self, door: Door, names: Sequence[str], *, replace: bool, python: Path, tag: str, content: bytes
     ) -> list[Change]:
-        manifest = self._manifest()
-        foreign = [name for name in names if self._is_foreign(name, manifest)]
+        manifest = Manifest(self.private / "manifest.json")
+        foreign = [name for name in names if digest(self.path / name) not in (None, *manifest.launchers)]
         directories = [name for name in foreign if (self.path / name).is_dir() and not (self.path / name).is_symlink()]
         if directories or (foreign and not replace):
             hint = "they are directories" if directories else "--replace keeps them aside and puts them in its place"
@@ -176,18 +172,16 @@ class Directory:
             )
         launcher = stage.launcher_text(door.launcher, python)
         identity = self._stage(door, launcher, python=python, tag=tag, content=content)
-        digest = hashlib.sha256(content or launcher).hexdigest()
-        before = manifest["launchers"]
-        # Announced first: what is put in place from here on is known as ours, whenever this ends.
-        self._write_manifest([*before, digest])
+        ours = hashlib.sha256(content or launcher).hexdigest()
+        upgraded = [name for name in door.names if name not in names and manifest.owns(self.path / name)]
+        manifest.announce(ours)
         self._point("lib", f"versions/{identity}")
         self._point("exec", f"lib/{stage.LAUNCHER}")
         if door.socket:
             self._point("worker.sock", door.socket)
         if door.absent:
-            self._say("absent", door.absent)
-        upgraded = [name for name in door.names if name not in names and self._digest(name) in before]
-        changes = [self._place(name, digest, manifest, identity) for name in (*names, *upgraded)]
+            say(self.private / "absent", door.absent)
+        changes = [self._place(name, ours, manifest, identity) for name in (*names, *upgraded)]
         files.sync_directory(str(self.path))
         self._prune(keep=identity)
         return sorted(changes, key=lambda change: change.name)
@@ -220,26 +214,18 @@ class Directory:
         fresh.symlink_to(target)
         fresh.rename(link)
 
-    def _say(self, name: str, content: bytes) -> None:
-        """Have `.nodeplug/name` hold that, in one step."""
-        path = self.private / name
-        for leftover in self.private.glob(f".{name}.*~"):
-            leftover.unlink()
-        if not path.is_file() or path.read_bytes() != content:
-            files.write_atomic(str(path), content)
-
-    def _place(self, name: str, digest: str, manifest: dict[str, Any], identity: str) -> Change:
+    def _place(self, name: str, ours: str, manifest: Manifest, identity: str) -> Change:
         """Put our file at `name` by a rename; a foreign one is linked to its place among the kept first."""
         target, copy = self.path / name, self.private / "versions" / identity
-        ours = copy / stage.SHIM if (copy / stage.SHIM).exists() else copy / stage.LAUNCHER
-        found = self._digest(name)
-        if found == digest:
+        source = copy / stage.SHIM if (copy / stage.SHIM).exists() else copy / stage.LAUNCHER
+        found = digest(target)
+        if found == ours:
             return Change(name, "current")
         what = "installed" if found is None else "updated"
-        if found is not None and found not in manifest["launchers"]:
+        if found not in (None, *manifest.launchers):
             what = "replaced"
             self._link(target, self.private / "kept" / name)
-        self._link(ours, target)
+        self._link(source, target)
         return Change(name, what)
 
     def _link(self, source: Path, target: Path) -> None:
@@ -260,13 +246,12 @@ class Directory:
             shutil.rmtree(old)
 
     def _uninstall(self) -> list[Change]:
-        manifest = self._manifest()
+        manifest = Manifest(self.private / "manifest.json")
         kept = {path.name for path in (self.private / "kept").glob("*")}
         changes = []
         for name in sorted({path.name for path in self.path.iterdir() if path.name != _PRIVATE} | kept):
-            digest = self._digest(name)
-            ours = digest is not None and digest in manifest["launchers"]
-            if name in kept and (ours or digest is None):
+            ours = manifest.owns(self.path / name)
+            if name in kept and (ours or digest(self.path / name) is None):
                 (self.private / "kept" / name).rename(self.path / name)
                 changes.append(Change(name, "restored"))
             elif ours:
@@ -277,48 +262,6 @@ class Directory:
         files.sync_directory(str(self.path))
         shutil.rmtree(self.private)
         return changes
-
-    def _manifest(self) -> dict[str, Any]:
-        """What the last install announced. Raises `Unavailable` for one that somebody else wrote."""
-        path = self.private / "manifest.json"
-        try:
-            found = json.loads(files.read_bounded(str(path), _MANIFEST_LIMIT))
-        except FileNotFoundError:
-            return {"launchers": []}
-        except (ValueError, Malformed) as error:
-            raise Unavailable(
-                f"{path} cannot be understood: {error}", hint="remove it, and install with --replace"
-            ) from error
-        if not isinstance(found, dict) or not isinstance(found.get("launchers"), list):
-            raise Unavailable(f"{path} is not ours", hint="remove it, and install with --replace")
-        return found
-
-    def _write_manifest(self, launchers: Iterable[str]) -> None:
-        document = json.dumps({"launchers": list(dict.fromkeys(launchers))}, indent=2) + "\n"
-        self._say("manifest.json", document.encode())
-
-    def _digest(self, name: str) -> str | None:
-        """The digest of a regular file's content; "" for anything that can be no launcher; None when absent."""
-        try:
-            fd = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                return ""
-            raise
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return ""
-            return hashlib.sha256(files.read_fd(fd, _LARGEST_LAUNCHER, name)).hexdigest()
-        except Malformed:
-            return ""
-        finally:
-            os.close(fd)
-
-    def _is_foreign(self, name: str, manifest: dict[str, Any]) -> bool:
-        digest = self._digest(name)
-        return digest is not None and digest not in manifest["launchers"]
 
 
 def _ensure_directory(path: Path) -> None:

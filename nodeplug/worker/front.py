@@ -65,7 +65,7 @@ class Front:
         self._held = 0
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spare = os.dup(self._wake)
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
         self.ticked = time.monotonic()
@@ -135,7 +135,7 @@ class Front:
             self._tell(contract, "full")
         except OSError:
             pass
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spare = os.dup(self._wake)
 
     def _is_welcome(self, connection: socket.socket) -> bool:
         try:

@@ -82,6 +82,20 @@ def test_a_reader_never_sees_a_file_that_is_not_whole(tmp_path: Path) -> None:
             assert content == content[:1] * 5000
 
 
+def test_a_temporary_file_is_abandoned_when_its_writer_has_ended(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from nodeplug.core import files\n"
+        "sys.addaudithook(lambda event, _: event == 'os.rename' and os.kill(os.getpid(), signal.SIGKILL))\n"
+        "files.write_atomic(sys.argv[2], b'x')\n"
+    )
+    subprocess.run([sys.executable, "-c", code, ROOT, str(tmp_path / "state")], check=False)
+    (left,) = os.listdir(tmp_path)
+    assert files.is_abandoned(left)
+    assert not files.is_abandoned(f".state.{os.getpid():x}-1~")
+    assert not any(files.is_abandoned(name) for name in ("state", ".state~", ".state.x-1~", "state.1-1~", ".a.1-1"))
+
+
 def test_a_file_longer_than_its_bound_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "big"
     path.write_bytes(b"x" * 100)

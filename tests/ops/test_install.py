@@ -49,7 +49,7 @@ def test_every_plugin_of_the_door_is_a_file_that_answers(directory: Path) -> Non
     for change in changes:
         plugin = directory / "bin" / change.name
         assert stat.S_IMODE(plugin.stat().st_mode) == 0o755
-        assert ask(plugin).ok().json()["supportedVersions"][0] == "0.1.0"
+        assert ask(plugin).ok().json()["supportedVersions"][-1] == "1.1.0"
     assert len({(directory / "bin" / change.name).stat().st_ino for change in changes}) == 1
 
 

@@ -35,7 +35,7 @@ DIRECTORY = paths.RUN + "/cni"
 LOCK_TIMEOUT = 30.0
 
 _LARGEST = 16 << 20
-_SETTLED = 300.0  # seconds after which nobody still writes a temporary file
+_SETTLED = 300.0  # seconds after which nobody still writes a file, whoever it was
 
 
 class Owner(Record):
@@ -155,7 +155,7 @@ class Index:
             path = f"{self._files}/{name}"
             try:
                 settled = time.time() - os.lstat(path).st_mtime > _SETTLED
-                if settled and (name.startswith(".") or self._read(name) is None):
+                if files.is_abandoned(name) or (settled and (name.startswith(".") or self._read(name) is None)):
                     os.unlink(path)
             except FileNotFoundError:
                 pass

@@ -41,8 +41,6 @@ def missing(netlink: Netlink, index: Index, holding: Holding) -> list[str]:
 
 def whole(netlink: Netlink, index: Index) -> bool:
     """Whether every rule is there and no set lacks elements, counted: what a watcher asks after others' changes."""
-    from collections import Counter  # the worker asks, no executed plugin does
-
     live = [holding for holding in index.holdings() if not holding.owner.gone()]
     if not live:
         return True
@@ -52,18 +50,21 @@ def whole(netlink: Netlink, index: Index) -> bool:
         for subnet in dict.fromkeys(subnet for holding in live for subnet in holding.share.subnets)
         for rule in layout.subnet_rules(subnet)
     ]
-    listed = Counter((rule.chain, rule.comment) for rule in messages.rules(netlink, INET, TABLE))
-    if Counter((rule.chain, rule.title) for rule in wanted) - listed:
+    standing = {(rule.chain, rule.comment) for rule in messages.rules(netlink, INET, TABLE)}
+    if any((rule.chain, rule.title) not in standing for rule in wanted):
         return False
-    expected = Counter(name for name, _ in {(e.set, e.key) for holding in live for e in holding.share.entries})
+    expected: dict[str, set[bytes]] = {}
+    for holding in live:
+        for entry in holding.share.entries:
+            expected.setdefault(entry.set, set()).add(entry.key)
     counted = {item.name: item.count for item in messages.sets(netlink, INET, TABLE)}
-    for name, count in expected.items():
+    for name, keys in expected.items():
         if name not in counted:
             return False
-        standing = counted[name]
-        if standing is None:
-            standing = len(elements.dump_elements(netlink, INET, TABLE, name))
-        if standing < count:
+        count = counted[name]
+        if count is None:
+            count = len(elements.dump_elements(netlink, INET, TABLE, name))
+        if count < len(keys):
             return False
     return True
 

@@ -14,6 +14,7 @@ from nodeplug.cni.filter.claims import Claims
 from nodeplug.cni.filter.index import Holding, Index, Owner
 from nodeplug.cni.filter.layout import TABLE
 from nodeplug.cni.filter.removal import delete_owned, drop_chain
+from nodeplug.core import company
 from nodeplug.core.errors import Error, PermissionRefused, TryAgain, Unavailable, from_os
 from nodeplug.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
 from nodeplug.kernel.nft import elements, messages
@@ -24,6 +25,7 @@ from nodeplug.kernel.nft.wire import INET
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from types import TracebackType
 
     from nodeplug.cni.contract import Attachment
     from nodeplug.cni.filter.plan import Entry, Share
@@ -36,7 +38,8 @@ _RESTORE_ATTEMPTS = 64
 def filtering(*, warn: Callable[[str], None], index: Index | None = None) -> Filtering:
     """The table of the network namespace the thread is in, for a block.
 
-    The socket's end waits for the kernel to free what was deleted by it (about 15 ms); it is closed as late as this.
+    The socket's end waits for the kernel to free what was deleted (about 15 ms, by whomever); it is closed as late as
+    this, and kept where another call may come.
     """
     return Filtering(index or Index(), warn=warn)
 
@@ -50,13 +53,20 @@ class Filtering:
 
     def __enter__(self) -> Table:
         try:
-            self._netlink = Netlink(NETLINK_NETFILTER)
+            self._loan = company.present().lend(_open)
+            netlink = self._loan.__enter__()
         except OSError as error:
             raise from_os(error, "cannot reach nf_tables") from error
-        return Table(self._netlink, self._index, warn=self._warn)
+        return Table(netlink, self._index, warn=self._warn)
 
-    def __exit__(self, *_: object) -> None:
-        self._netlink.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loan.__exit__(kind, error, trace)
+
+
+def _open() -> Netlink:
+    return Netlink(NETLINK_NETFILTER)
 
 
 class Table:

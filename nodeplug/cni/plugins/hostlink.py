@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 
 from nodeplug.cni.contract import Attachment
+from nodeplug.core import company
 from nodeplug.core.errors import Refused, doing
-from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
-from nodeplug.kernel.rtnl import links
+from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
+from nodeplug.kernel.rtnl import deletes, links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ HINTS = {
 }
 
 _UNFINISHED = "unfinished "
+_TOGETHER = 64
 _LONGEST_ALIAS = 255  # the kernel's IFALIASZ less one
 
 
@@ -77,13 +79,13 @@ def is_leftover(link: Link | None, attachment: Attachment) -> bool:
 
 def remove(route: Netlink, which: int | str) -> bool:
     """Delete a link, and with it the other end of a veth; False when it was not there."""
-    (answer,) = route.attempt(links.delete(which))
-    if not isinstance(answer, NetlinkError):
-        return True
-    if answer.errno == errno.ENODEV:
-        return False
     with doing(f"cannot delete link {which}", hints=HINTS):
-        raise answer
+        if route.netns is not None:
+            (outcome,) = deletes.delete([(route, which)])
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        return company.present().together(deletes.delete, (route, which))
 
 
 def remove_stale(network: str, valid: Collection[Attachment]) -> None:
@@ -91,6 +93,9 @@ def remove_stale(network: str, valid: Collection[Attachment]) -> None:
     with doing("cannot delete the links that no container uses any more", hints=HINTS), Netlink(NETLINK_ROUTE) as route:
         found = [(link, owner(link)) for link in links.dump(route, kind=KIND)]
         stale = [link for link, whose in found if whose is not None and whose.network == network and whose not in valid]
-        for answer in route.attempt(*[links.delete(link.index) for link in stale]):
-            if isinstance(answer, NetlinkError) and answer.errno != errno.ENODEV:
-                raise answer
+        failures: list[Exception] = []
+        for start in range(0, len(stale), _TOGETHER):
+            outcomes = deletes.delete([(route, link.index) for link in stale[start : start + _TOGETHER]])
+            failures += [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        for failure in failures:
+            raise failure

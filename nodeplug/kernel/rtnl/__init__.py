@@ -5,8 +5,9 @@ One rule for all modules here: a function that takes a `Netlink` first does the 
 
     links      any link: add, set, delete, find, dump      addresses  of links
     veths      pairs, the far end in another namespace     routes     in any table, with several next hops
-    bridges    bridges and their ports                     watch      wait for a state by events
-    vlans      VLANs of bridge ports                   qdiscs     shaping and redirecting
+    rules      which table is asked                        watch      wait for a state by events
+    bridges    bridges and their ports                     qdiscs     shaping and redirecting
+    vlans      VLANs of bridge ports                       deletes    of several links in one go
 
 A further kind of link is a module that calls `links.add(kind=..., data=...)` and reads `Link.data`.
 """
