@@ -255,6 +255,10 @@ def test_a_policy_that_drops_what_is_forwarded_is_warned_of(ledger: Ledger, netn
     assert "FORWARD" in stderr
     assert "firewall" in stderr
     network.delete(netns)
+    run(["nft", "add chain ip filter CNI-FORWARD"]).ok()
+    assert "FORWARD" not in network.warnings("ADD", netns), "firewall is at work on this node"
+    network.delete(netns)
+    run(["nft", "delete chain ip filter CNI-FORWARD"]).ok()
     network = Network(ledger, type="bridge", ipam=static(V4))
     assert "FORWARD" not in network.warnings("ADD", netns), "nothing is forwarded for a bridge that is no gateway"
     network.delete(netns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -103,6 +104,46 @@ def test_what_ours_made_is_deleted_by_the_reference(network: Network, netns: Spa
     theirs(network, "DEL", netns, {"prevResult": result})
     until(lambda: host_links() == {"cni0"}, "the end of the pod's link")
     assert network.leases() == set()
+
+
+def shown() -> str:
+    """All rules, without the counters that traffic moves."""
+    return run(["nft", "-s", "list", "ruleset"]).ok().text
+
+
+@pytest.mark.parametrize("key", ["ipMasq", "macspoofchk"])
+def test_the_rules_of_the_reference_go_with_its_attachment(
+    network: Network, netns: Space, ledger: Ledger, key: str
+) -> None:
+    ledger.table("bridge", "nat")
+    network.config[key] = True
+    other = ledger.netns()
+    ledger.adopt("theirs", lambda: theirs(network, "DEL", other))
+    theirs(network, "ADD", other)
+    before = shown()
+    result = theirs(network, "ADD", netns)
+    assert shown() != before
+    network.delete(netns, {"prevResult": result})
+    assert shown() == before
+    network.delete(netns)
+    assert shown() == before
+
+
+def test_rules_in_the_references_own_nft_table_go_too(network: Network, netns: Space, ledger: Ledger) -> None:
+    """As its later versions write them, which Debian 12 has not."""
+    network.config["ipMasq"] = True
+    ledger.table("inet", "cni_plugins_masquerade")
+    prefix = hashlib.sha512(b"pods").hexdigest()[:16]
+    mine, other = (hashlib.sha512(f"eth0:{name}".encode()).hexdigest()[:16] for name in (netns.name, "another"))
+    chain = "inet cni_plugins_masquerade masq_checks"
+    rules = "".join(
+        f'add rule {chain} ip saddr 10.88.0.{n} masquerade comment "{prefix}-{hashed}, x"\n'
+        for n, hashed in ((7, mine), (8, mine), (9, other))
+    )
+    table = f"add table inet cni_plugins_masquerade\nadd chain {chain}\n"
+    run(["nft", "-f", "-"], stdin=(table + rules).encode()).ok()
+    network.delete(netns)
+    assert [f"10.88.0.{n}" in shown() for n in (7, 8, 9)] == [False, False, True]
 
 
 def test_a_link_of_the_reference_in_the_pod_is_refused_and_stays(

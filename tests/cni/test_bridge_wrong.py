@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nodeplug.cni.plugins.keys import read_mac
+from nodeplug.core import paths
 from tests.child import run
 from tests.cni.calls import ask, environment
 from tests.cni.pods import Network, host_links, host_local, static
@@ -95,6 +98,39 @@ def test_an_address_that_cannot_be_is_refused_and_leaves_nothing(
     assert code in (None, error["code"]), error
     assert says in error["msg"]
     assert (host_links(), netns.links()) == ({"cni0"}, {"lo"})
+
+
+@pytest.mark.parametrize("step", ["routes", "gateway", "masquerade"])
+def test_the_address_is_released_when_a_later_step_fails(ledger: Ledger, netns: Space, step: str) -> None:
+    ipam = host_local(4, 6, routes=[{"dst": "10.9.0.0/16", "gw": "192.0.2.1"}] if step == "routes" else [])
+    network = Network(ledger, type="bridge", isGateway=True, ipMasq=True, ipam=ipam)
+    if step == "gateway":
+        run(["ip", "link", "add", "cni0", "type", "bridge"]).ok()
+        run(["ip", "address", "add", "10.88.0.9/24", "dev", "cni0"]).ok()
+    if step == "masquerade":
+        ledger.adopt("file in the way", lambda: Path(paths.RUN, "cni").unlink(missing_ok=True))
+        shutil.rmtree(Path(paths.RUN, "cni"), ignore_errors=True)
+        Path(paths.RUN).mkdir(exist_ok=True)
+        Path(paths.RUN, "cni").write_text("")
+    network.refused("ADD", netns)
+    assert (network.leases(), host_links(), netns.links()) == (set(), {"cni0"}, {"lo"})
+
+
+def test_a_container_id_of_any_length_is_taken(ledger: Ledger, netns: Space) -> None:
+    """An alias holds 255 bytes and a comment of nft 127; names and files go by the identity."""
+    ledger.table("inet", "nodeplug")
+    ledger.table("bridge", "nodeplug")
+    network = Network(ledger, type="bridge", isGateway=True, ipMasq=True, macspoofchk=True, ipam=host_local())
+    container = "c" * 1000
+    result = network.add(netns, CNI_CONTAINERID=container)
+    network.check(netns, result, CNI_CONTAINERID=container)
+    assert network.refused("ADD", netns, CNI_CONTAINERID=container)["code"] == 100
+    assert (
+        network.ask("GC", None, {"cni.dev/valid-attachments": [{"containerID": container, "ifname": "eth0"}]})[0] == 0
+    )
+    network.check(netns, result, CNI_CONTAINERID=container)
+    network.delete(netns, CNI_CONTAINERID=container)
+    assert (network.leases(), host_links(), netns.links()) == (set(), {"cni0"}, {"lo"})
 
 
 def test_an_exhausted_range_is_to_be_tried_again_and_leaves_nothing(ledger: Ledger, netns: Space) -> None:

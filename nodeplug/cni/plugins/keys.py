@@ -73,7 +73,7 @@ class CniArgs(Record):
 class Args(Record):
     """`args`: what the configuration's author or the runtime adds by convention."""
 
-    cni: CniArgs = key(nested(CniArgs), default=CniArgs())
+    cni: CniArgs = key(nested(CniArgs), default=CniArgs(), help="arguments for CNI plugins")
 
 
 class RuntimeConfig(Record):

@@ -45,14 +45,15 @@ class Removal:
     def __init__(self, request: AttachmentRequest) -> None:
         self._request = request
         self._filtering: Filtering | None = None
+        self.needed = Index().has(request.attachment.identity, plan.MASQUERADE)
+        """Whether there is anything to remove."""
 
     def begin(self) -> None:
-        attachment = self._request.attachment
-        if Index().has(attachment.identity, plan.MASQUERADE):
+        if self.needed:
             opened = _table(self._request)
             table = opened.__enter__()
             self._filtering = opened
-            table.remove(attachment, plan.MASQUERADE)
+            table.remove(self._request.attachment, plan.MASQUERADE)
 
     def end(self) -> None:
         if self._filtering is not None:

@@ -65,8 +65,10 @@ class BridgeConf(NetConf):
     port_isolation: bool = key(
         boolean, default=False, name="portIsolation", help="no frames between isolated ports of the bridge"
     )
-    args: Args = key(nested(Args), default=Args())
-    runtime_config: RuntimeConfig = key(nested(RuntimeConfig), default=RuntimeConfig(), name="runtimeConfig")
+    args: Args = key(nested(Args), default=Args(), help="by convention, of the configuration's author or the runtime")
+    runtime_config: RuntimeConfig = key(
+        nested(RuntimeConfig), default=RuntimeConfig(), name="runtimeConfig", help="what the runtime offers"
+    )
     dns: Dns | None = key(dns, default=None, help="takes the place of the address manager's; so does an empty list")
 
     @property

@@ -66,7 +66,7 @@ class Bridge(Plugin):
         return with_macs(result, [bridge, port, end, *others])
 
     def delete(self, request: DelRequest) -> None:
-        _take_back(request, lambda: ports.disconnect(request))
+        _take_back(request, lambda: ports.disconnect(request), foreign=True)
 
     def check(self, request: CheckRequest) -> None:
         from nodeplug.cni.plugins.bridge import verify
@@ -97,19 +97,27 @@ class Bridge(Plugin):
             request.ipam.status()
 
 
-def _take_back(request: AttachmentRequest, disconnect: Callable[[], object]) -> None:
-    """All that the attachment has. Each step is tried; an address is released only once no link has it."""
+def _take_back(request: AttachmentRequest, disconnect: Callable[[], object], *, foreign: bool = False) -> None:
+    """All that the attachment has; with `foreign` also where the reference plugin made it.
+
+    Each step is tried; an address is released only once no link has it.
+    """
     from nodeplug.cni.plugins.masquerade import Removal
 
     steps = Steps()
     # Deleted elements and links both take the kernel some 15 ms to free, which it can do at the same time.
     masquerade = Removal(request)
+    foreign = foreign and not masquerade.needed and not ports.is_guarded(request.attachment.identity)
     steps.run(masquerade.begin)
     gone = steps.run(disconnect)
     if gone and request.ipam is not None:
         steps.run(request.ipam.delete)
     steps.run(lambda: _unguard(request))
     steps.run(masquerade.end)
+    if foreign and (request.config.ip_masq or request.config.macspoofchk):
+        from nodeplug.cni.plugins.bridge import takeover
+
+        steps.run(lambda: takeover.remove_rules(request.attachment))
     steps.close()
 
 
