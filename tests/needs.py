@@ -5,8 +5,9 @@
     @needs("link:vlan")
     def test_...
 
-Names: `root`, `sandbox`, `sctp`, `vlan-filtering`, `overlay`, `loop`, and three families: `program:NAME` (on PATH),
-`file:PATH`, `link:KIND` (a kind of `ip link add type`). A test that needs one of `IN_THE_VM` is marked `vm` by itself.
+Names: `root`, `sandbox`, `sctp`, `vlan-filtering`, `overlay`, `loop`, `transit-server` (OpenBao or Vault), and three
+families: `program:NAME` (on PATH), `file:PATH`, `link:KIND` (a kind of `ip link add type`). A test that needs one of
+`IN_THE_VM` is marked `vm` by itself.
 Each name that may be missing on Debian 12 stands in expected-skips.txt, with the place where the test runs instead.
 """
 
@@ -101,6 +102,10 @@ def _in_trial_namespaces(script: str) -> str:
     return "" if trial.returncode == 0 else (trial.stderr.strip().splitlines() or ["refused without a word"])[-1]
 
 
+def _transit_server() -> str:
+    return "" if shutil.which("bao") or shutil.which("vault") else "neither bao nor vault is on PATH"
+
+
 PROBES: dict[str, Callable[[], str]] = {
     "root": _root,
     "sandbox": _sandbox,
@@ -108,5 +113,6 @@ PROBES: dict[str, Callable[[], str]] = {
     "vlan-filtering": _vlan_filtering,
     "overlay": _overlay,
     "loop": _loop,
+    "transit-server": _transit_server,
 }
 FAMILIES: dict[str, Callable[[str], str]] = {"program": _program, "file": _file, "link": _link}

@@ -5,13 +5,13 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from nodeplug.core.errors import ConfigInvalid, Error
+from nodeplug.core.errors import ConfigInvalid
 from nodeplug.kms import settings
 from nodeplug.kms.contract import Api, Encrypted, KeyUnknown
 from nodeplug.kms.keyring import cipher, commands, evidence
@@ -28,17 +28,7 @@ _passphrase = click.option(
 )
 
 
-class _Group(click.Group):
-    """Turns our errors into click's: one line on stderr, exit status 1."""
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except Error as error:
-            raise click.ClickException(str(error)) from None
-
-
-@click.group(cls=_Group)
+@click.group()
 def cli() -> None:
     """The KMS provider's key ring: keys, their rotation, their backup."""
 

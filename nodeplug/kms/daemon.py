@@ -26,6 +26,7 @@ from nodeplug.kms.serve import Service
 from nodeplug.kms.settings import KmsSettings
 
 _THREADS = 4
+_FIRST_PROBE = 1.0  # seconds; a backend that is down must not keep the socket from answering
 _SETTLE = 0.05  # seconds; a rename follows its fsync at once, and one reload for both is enough
 _LOOK_AGAIN = 30.0  # seconds, for what inotify cannot see (a mount over the directory)
 
@@ -55,7 +56,7 @@ class Daemon:
             self.provider = inner if inner.in_process else Guarded(inner, self.registry)
             self._closers.append(lambda _: self.provider.close())
             self.prober = Prober(self.provider, self.health, self.registry, self.note, pace)
-            self.prober.probe()  # the first Status is good at once where the backend is
+            self.prober.probe(patience=_FIRST_PROBE)  # the first Status is good at once where the backend is
             self._closers.append(lambda _: self.prober.close())
             self.prober.start()
             self._serve(environ)

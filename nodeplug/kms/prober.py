@@ -92,11 +92,11 @@ class Prober:
         """Whether the thread still turns; for the watchdog."""
         return self._thread.is_alive() or self._stop
 
-    def probe(self) -> None:
-        """Judge now. Never raises for the provider's fault."""
+    def probe(self, *, patience: float | None = None) -> None:
+        """Judge now, within `patience` seconds (else the pace's). Never raises for the provider's fault."""
         with self._probing:
             try:
-                key_id = self._ask()
+                key_id = self._ask(patience or self._pace.patience)
             except Error as error:
                 self._failed(error)
             except Exception as error:
@@ -104,9 +104,9 @@ class Prober:
             else:
                 self._succeeded(key_id)
 
-    def _ask(self) -> str:
+    def _ask(self, patience: float) -> str:
         began = time.monotonic()
-        call = Call(Api.V2, "probe", began + self._pace.patience)
+        call = Call(Api.V2, "probe", began + patience)
         key_id = self._provider.key_id(call)
         if began - self._proof > self._pace.well or key_id != self.view.key_id or self._failures:
             sample = os.urandom(SEED_BYTES)

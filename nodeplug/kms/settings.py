@@ -14,11 +14,18 @@ CONFIG = paths.ETC + "/kms.toml"
 SOCKET = paths.RUN + "/kms.sock"
 
 
+class Mode(int):
+    """Permission bits, shown in octal."""
+
+    def __str__(self) -> str:
+        return f'"{int(self):04o}"'
+
+
 @expects('permission bits in octal, as a string ("0660")')
-def _mode(value: Any, at: Place) -> int:
+def _mode(value: Any, at: Place) -> Mode:
     text = document.text(value, at)
     try:
-        mode = int(text, 8)
+        mode = Mode(text, 8)
     except ValueError:
         raise Wrong('expected permission bits in octal, such as "0660"') from None
     if not 0 < mode <= 0o777 or mode & 0o007:
@@ -60,7 +67,7 @@ class KmsSettings(Record):
     """`[kms]`."""
 
     socket: str = key(document.absolute_path, default=SOCKET, help="where the API server connects")
-    socket_mode: int = key(_mode, default=0o600, help="who may connect: the socket's permission bits")
+    socket_mode: Mode = key(_mode, default=Mode(0o600), help="who may connect: the socket's permission bits")
     socket_group: int | None = key(_group, default=None, help='the socket\'s group, with socket_mode = "0660"')
     allowed_uids: tuple[int, ...] | None = key(
         document.array(document.integer(0, 2**32 - 2)),

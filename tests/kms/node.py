@@ -18,7 +18,7 @@ from tests.examples import ROOT
 from tests.ledger import Ledger
 
 DAEMON = ROOT / "bin" / "nodeplug-kms"
-_CLI = "from nodeplug.kms.cli import cli; cli(prog_name='nodeplug kms')"
+COMMAND = ROOT / "bin" / "nodeplug"
 
 
 def daemon_argv(config: Path) -> list[str]:
@@ -65,10 +65,10 @@ class Node:
     def kms(self, *arguments: str | Path, stdin: bytes | None = None) -> Finished:
         """`nodeplug kms ...` as a process; standard input is closed where there is none to give."""
         words = [str(argument) for argument in arguments]
-        argv = [sys.executable, "-c", _CLI, words[0], "--config", str(self.config), *words[1:]]
+        argv = [sys.executable, "-I", str(COMMAND), "kms", words[0], "--config", str(self.config), *words[1:]]
         if stdin is None:
             argv = ["sh", "-c", 'exec "$@" </dev/null', "sh", *argv]
-        return run(argv, stdin=stdin or b"", env={**os.environ, "PYTHONPATH": str(ROOT)})
+        return run(argv, stdin=stdin or b"")
 
     def store(self) -> Store:
         found = settings.load(str(self.config))

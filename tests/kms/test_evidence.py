@@ -106,6 +106,30 @@ def test_no_value_breaks_the_reading(tail: bytes) -> None:
         seed_of(prefix + tail)
 
 
+# Written by an API server's own code (k8s.io/apiserver 0.34.1) with nodeplug behind it.
+REAL = {
+    Api.V2: (
+        "6b38733a656e633a6b6d733a76323a6e703a0a41f4cef47e7d66a8e275e838239a965fbf4b8c3706b40e8564a909aed35078"
+        "f9f2a29a6343e4de765e9fbeafc5786ad0d727cc4a47b2eb9b5fef5459172c5a3c5b12121b6e70312d666561636162353861"
+        "3363362d312d39323636633763351a5101c75e09cd5c7e6f78d55c8afb7b652f3e375f07c7a0de022b57426ea9de133bf9af"
+        "1f2069056272b8f3ea1d8411388afd4d9195f3914ddddac880e5bb9950b69993cd17b7da57fdaf2d7536a9ff1f14802801"
+    ),
+    Api.V1BETA1: (
+        "6b38733a656e633a6b6d733a76313a6e703a00746e7031000a510141b1c5ca6cac516a3287bf7aa7c8a1a3a98b68cae866ca"
+        "62fbbd4b01d7dbfabd971b9eb3fc0c71459e5a46d80012356026b29e15138e02d6a6f11ee5280d8e9e951999101b9b185629"
+        "235dff3f796a2b121b6e70312d6665616361623538613363362d312d3932363663376335a95871ccb93e1f3c3d4b4a949ef2"
+        "eee714efc576544d1990b745c396f1def62146"
+    ),
+}
+
+
+@pytest.mark.parametrize("api", list(Api))
+def test_what_a_real_api_server_stored_names_its_key(api: Api) -> None:
+    found = seed_of(bytes.fromhex(REAL[api]))
+    assert found is not None
+    assert (found[0].key_id, len(found[0].ciphertext), found[1]) == ("np1-feacab58a3c6-1-9266c7c5", 81, api)
+
+
 def test_both_apis_and_names_with_anything_in_them_are_read() -> None:
     found = seed_of(v2("np1-x-1-y"))
     assert found is not None

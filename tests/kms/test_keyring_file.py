@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refused, Unavailable
 from nodeplug.kms.contract import Api, CiphertextInvalid
 from nodeplug.kms.keyring import cipher, commands, document, transfer
-from nodeplug.kms.keyring.ring import State
+from nodeplug.kms.keyring.evidence import Evidence
+from nodeplug.kms.keyring.ring import DESTROY_AFTER, SETTLED, State
 from nodeplug.kms.keyring.seals import PassphraseFile, Plain, SystemdCredential
 from nodeplug.kms.keyring.store import RolledBack, Store, new_ring
 from tests.needs import needs
@@ -382,6 +383,30 @@ def test_an_export_of_the_same_ring_id_but_another_key_is_not_merged(store: Stor
     transfer.export(other, forged, str(target), passphrase_file=str(file), now=NOW)
     with pytest.raises(Refused, match="another key"):
         commands.import_(store, str(target), passphrase_file=str(file), merge=True, accept_rollback=False, now=NOW)
+
+
+def test_a_destroyed_key_lives_on_in_its_export_and_comes_back_from_there(store: Store, directory: Path) -> None:
+    file, target = passphrase(directory), directory / "export.json"
+    name = store.load().ring.key_id(store.load().ring.entries[0])
+    commands.add_key(store, now=NOW)
+    commands.activate(store, "", confirm="", now=NOW)
+    material = store.load().material()[name]
+    later = NOW + SETTLED
+    proof = Evidence(float(later), {store.load().ring.key_id(store.load().ring.entries[1]): 1})
+    commands.retire(store, name, proof, everywhere="", now=later)
+    much_later = later + DESTROY_AFTER
+    with pytest.raises(Refused, match="no export"):
+        commands.destroy(store, name, now=much_later)
+    commands.export(store, str(target), passphrase_file=str(file), now=later)
+    with pytest.raises(Refused, match="89 days"):
+        commands.destroy(store, name, now=much_later - 1)
+    ring, _ = commands.destroy(store, name, now=much_later)
+    assert ring.entries[0].wrapped == b""
+    assert material.hex() not in Path(store.path).read_text()
+    assert name not in commands.checker(store.load())
+    commands.import_(store, str(target), passphrase_file=str(file), merge=True, accept_rollback=False, now=much_later)
+    commands.reinstate(store, name, now=much_later)
+    assert store.load().material()[name] == material
 
 
 # Messages.

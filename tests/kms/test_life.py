@@ -344,7 +344,7 @@ def test_retire_demands_a_dump_that_is_young_whole_and_of_this_cluster(ledger: L
 
     def refused(data: bytes | None, reason: bytes) -> None:
         done = node.kms("retire", "--key", old, stdin=data)
-        assert done.code == 1, done.stdout
+        assert done.code in (1, 2), done.stdout
         assert reason in done.stderr, done.stderr
 
     refused(None, b"etcdctl get /registry")

