@@ -14,6 +14,8 @@ from nodeplug.core.log import Event
 from nodeplug.daemon.health import Condition, Health
 from nodeplug.daemon.lifecycle import drain
 from nodeplug.daemon.listeners import Place, Published
+from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
+from nodeplug.kernel.rtnl import deletes
 from nodeplug.worker import doors
 from nodeplug.worker.crowd import Crowd
 from nodeplug.worker.filterwatch import FilterWatch
@@ -47,6 +49,7 @@ class Daemon:
         self._closers: list[Callable[[float], object]] = [lambda _: self._crowd.close()]
         self._progress = (0, time.monotonic())
         try:
+            self._tidy()
             self._serve(settings, world)
             if settings.watch_filter:
                 watch = FilterWatch(self.note, self.health)
@@ -57,6 +60,17 @@ class Daemon:
         except BaseException:
             self.close(0.0)
             raise
+
+    def _tidy(self) -> None:
+        """What a killed worker left in its groups is the business of nobody else."""
+        try:
+            with Netlink(NETLINK_ROUTE) as route:
+                names = deletes.restore_leftovers(route, "np")
+        except OSError as error:
+            self.note(f"links could not be looked at: {error}", level="warning")
+            return
+        if names:
+            self.note(f"links of an interrupted delete are put back: {', '.join(names)}", level="warning")
 
     def _serve(self, settings: WorkerSettings, world: World) -> None:
         self._service = Service(world, doors.opened(), self._log, self.tally.served)

@@ -336,3 +336,12 @@ def test_wrong_settings_are_all_told_and_end_it_for_good(node: Node) -> None:
     assert process.wait() == 78
     assert "worker.thread" in process.output() and "worker.running" in process.output()
     node.configure("threads = 8\nqueue = 4\ndrain = 5")
+
+
+def test_links_that_a_killed_worker_left_in_its_group_are_put_back(node: Node, ledger: Ledger) -> None:
+    name = ledger.link("npabcdefghijklm")
+    run(["ip", "link", "add", name, "group", str(0x6E70BEEF), "type", "veth", "peer", "name", "far"]).ok()
+    node.start()
+    shown = run(["ip", "-d", "-j", "link", "show", name]).json()[0]
+    assert shown["group"] == "default"
+    node.stop()

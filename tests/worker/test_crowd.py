@@ -1,0 +1,198 @@
+"""What calls under way at once do for each other: groups, turns, loans."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from nodeplug.core import company
+from nodeplug.worker.crowd import Crowd, Seat
+from nodeplug.worker.group import Group
+from tests.child import until
+
+
+def in_threads(count: int, body: Callable[[int], None]) -> None:
+    threads = [threading.Thread(target=body, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+class Work:
+    """Doubles its items; the first batch waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+
+    def __call__(self, items: list[int]) -> list[int | Exception]:
+        self.batches.append(items)
+        assert self.go.wait(20)
+        return [ValueError(f"no {item}") if item % 10 == 9 else item * 2 for item in items]
+
+
+def test_one_alone_waits_for_nobody() -> None:
+    group: Group[int, int] = Group(lambda items: [item + 1 for item in items])
+    assert group.commit(1) == 2
+    assert group.commit(5) == 6
+
+
+def test_those_who_come_meanwhile_form_the_next_group() -> None:
+    work = Work()
+    group: Group[int, int] = Group(work, most=8)
+    results: dict[int, int] = {}
+
+    def one(number: int) -> None:
+        try:
+            results[number] = group.commit(number)
+        except ValueError:
+            results[number] = -1
+
+    first = threading.Thread(target=one, args=(0,))
+    first.start()
+    until(lambda: work.batches, "the first leads")
+    others = [threading.Thread(target=one, args=(n,)) for n in range(1, 21)]
+    for thread in others:
+        thread.start()
+    until(lambda: len(group._queued) == 20, "the others are queued")
+    work.go.set()
+    for thread in (first, *others):
+        thread.join(20)
+    assert results == {n: -1 if n % 10 == 9 else n * 2 for n in range(21)}
+    assert [len(batch) for batch in work.batches] == [1, 8, 8, 4]
+
+
+def test_a_batch_that_fails_whole_is_done_one_by_one() -> None:
+    calls: list[list[int]] = []
+
+    def work(items: list[int]) -> list[int | Exception]:
+        calls.append(items)
+        if 3 in items:
+            raise OSError(f"{items}")
+        return list(items)
+
+    group: Group[int, int] = Group(work)
+    held = threading.Event()
+    slow: Group[int, int] = Group(lambda items: work(items) if held.wait(20) else [])
+    results: list[object] = [None] * 6
+
+    def one(number: int) -> None:
+        try:
+            results[number] = slow.commit(number)
+        except OSError as error:
+            results[number] = str(error)
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    held.set()
+    for thread in threads:
+        thread.join(20)
+    assert results == [0, 1, 2, "[3]", 4, 5]
+    with pytest.raises(OSError, match="3"):
+        group.commit(3)
+    assert group.commit(4) == 4
+
+
+def test_many_threads_each_get_their_own() -> None:
+    group: Group[int, int] = Group(lambda items: [item * 3 for item in items], most=5)
+    found: list[int] = [0] * 40
+
+    def one(number: int) -> None:
+        for _ in range(50):
+            found[number] = group.commit(number)
+            assert found[number] == number * 3
+
+    in_threads(40, one)
+
+
+def test_only_so_many_run_at_once_and_who_waits_lets_others_run() -> None:
+    crowd = Crowd(running=2)
+    lock = threading.Lock()
+    running = most = 0
+    inside = threading.Barrier(6, timeout=20)
+
+    def count(change: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += change
+            most = max(most, running)
+
+    def one(_number: int) -> None:
+        seat = Seat(crowd)
+        company.join(seat)
+        with seat:
+            count(1)
+            count(-1)
+            with company.present().waiting(), company.present().waiting():
+                inside.wait()  # all six are here at once, though only two may run
+            count(1)
+            count(-1)
+
+    in_threads(6, one)
+    assert most <= 2
+    assert crowd.turns.qsize() == 2
+
+
+def test_a_turn_comes_back_when_the_call_fails() -> None:
+    crowd = Crowd(running=1)
+    seat = Seat(crowd)
+    with pytest.raises(ValueError), seat, seat.waiting():
+        raise ValueError
+    assert crowd.turns.qsize() == 1
+
+
+class Thing:
+    made = 0
+    closed = 0
+
+    def __init__(self) -> None:
+        Thing.made += 1
+
+    def close(self) -> None:
+        Thing.closed += 1
+
+
+def test_what_is_lent_is_kept_for_the_next_and_closed_after_a_failure() -> None:
+    Thing.made = Thing.closed = 0
+    crowd = Crowd(running=1)
+    seat = Seat(crowd)
+    for _ in range(3):
+        with seat.lend(Thing):
+            pass
+    assert (Thing.made, Thing.closed) == (1, 0)
+    with pytest.raises(ValueError), seat.lend(Thing):
+        raise ValueError
+    assert (Thing.made, Thing.closed) == (1, 1)
+    with seat.lend(Thing) as one, seat.lend(Thing) as other:
+        assert one is not other
+    crowd.close()
+    assert Thing.made == Thing.closed == 3
+
+
+def test_alone_all_is_done_at_once_and_nothing_is_kept() -> None:
+    Thing.made = Thing.closed = 0
+    alone = company.Company()
+    with alone.lend(Thing), alone.waiting():
+        assert Thing.closed == 0
+    assert Thing.closed == 1
+    assert alone.together(lambda items: [item + 1 for item in items], 1) == 2
+    with pytest.raises(KeyError):
+        alone.together(lambda items: [KeyError("x")], 1)
+
+
+def test_a_threads_company_is_its_own() -> None:
+    mine = company.present()
+    seen: list[company.Company] = []
+
+    def other(_number: int) -> None:
+        company.join(Seat(Crowd(running=1)))
+        seen.append(company.present())
+
+    in_threads(1, other)
+    assert company.present() is mine
+    assert seen[0] is not mine
