@@ -30,17 +30,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="One JSON value 
 _POLLED = 3.0
 
 
-class _Group(click.Group):
-    """Turns our errors into click's: one line on stderr, exit status 1."""
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except Error as error:
-            raise click.ClickException(str(error)) from None
-
-
-@click.group(cls=_Group)
+@click.group()
 def cli() -> None:
     """Devices as schedulable resources: what matches, what is published, who has it."""
 

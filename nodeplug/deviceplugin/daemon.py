@@ -98,9 +98,7 @@ class Daemon:
         watcher = os.path.join(kubelet_dir, registration.REGISTRY)
         self.watch = Watch([plugins, watcher, *config_directory])
         self.kubelet = Kubelet(kubelet_dir, self.watch)
-        self.pods = PodResources(
-            os.path.join(kubelet_dir, "pod-resources", "kubelet.sock"), news=lambda: self.discovery.news()
-        )
+        self.pods = PodResources(os.path.join(kubelet_dir, "pod-resources", "kubelet.sock"), news=self._pods_changed)
         self.discovery = Discovery(
             host_of(settings),
             observer=_Observer(self),
@@ -318,6 +316,9 @@ class Daemon:
             self.meters.devices.labels(name, "healthy").set(len(snapshot.devices) - unhealthy)
             self.meters.devices.labels(name, "unhealthy").set(unhealthy)
         item.service.write_spec()
+        used = self.pods.last(name)
+        if used is not None:
+            self.meters.allocated.labels(name).set(len(used))
         registrar = item.registrar
         late = time.monotonic() - registrar.unregistered_at > self._settings.health.unregistered
         if registrar.registered:
@@ -348,6 +349,10 @@ class Daemon:
         except OSError as error:
             self.note("warning", f"cannot write {path}: {error.strerror}")
         self._told_state = mark
+
+    def _pods_changed(self) -> None:
+        self.discovery.news()
+        self._changed.set()
 
     def _state(self, name: str, condition: Condition) -> None:
         if self.health.set(name, condition) and not condition.ok:

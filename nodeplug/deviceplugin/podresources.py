@@ -49,6 +49,11 @@ class PodResources:
             return None
         return held.get(resource, {}).keys()
 
+    def last(self, resource: str) -> Collection[str] | None:
+        """The same without asking the kubelet, however old; None when it never said."""
+        held = self._held
+        return None if held is None else held.get(resource, {}).keys()
+
     def close(self) -> None:
         self._over.set()
         self._wanted.set()

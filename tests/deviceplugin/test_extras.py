@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import pytest
 
 from nodeplug.core.errors import Refused
@@ -336,6 +339,38 @@ def test_a_full_run_directory_falls_back_to_device_nodes(node: Node) -> None:
         node.mknod("b")
         kubelet.wait(RESOURCE, capacity=2, allocatable=2)
         assert kubelet.admit("default/q", "c", {RESOURCE: 1})[RESOURCE].cdi_devices
+
+
+def test_any_bytes_on_the_wire_get_an_answer_or_a_status(node: Node) -> None:
+    """A malformed request is INVALID_ARGUMENT; a malformed wish is no wish; nothing ends the server."""
+    node.mknod("a")
+    node.configure()
+    chance = random.Random(7)
+    codes = set()
+    with node.kubelet() as kubelet, node.plugin():
+        kubelet.wait(RESOURCE, capacity=1, allocatable=1)
+        path = kubelet.plugins / kubelet.sockets[0]
+        options = [("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(f"unix:{path}", options=options) as channel:
+            for method in ("GetDevicePluginOptions", "Allocate", "GetPreferredAllocation", "PreStartContainer"):
+                ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/v1beta1.DevicePlugin/{method}")
+                for _ in range(100):
+                    try:
+                        ask(chance.randbytes(chance.randrange(40)), timeout=10)
+                    except grpc.RpcError as failed:
+                        assert method in ("Allocate", "PreStartContainer")
+                        codes.add(failed.code())
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as raw:
+                raw.connect(str(path))
+                raw.sendall(chance.randbytes(2000))
+        assert codes <= {
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.NOT_FOUND,
+            grpc.StatusCode.FAILED_PRECONDITION,
+        }
+        assert kubelet.admit("default/p", "c", {RESOURCE: 1})
+        assert len(kubelet.sockets) == 1
 
 
 def test_nothing_is_left_of_a_plugin_that_ended(node: Node) -> None:
