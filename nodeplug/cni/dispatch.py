@@ -47,6 +47,7 @@ PLUGINS = {
     "portmap": "nodeplug.cni.plugins.portmap:Portmap",
     "sbr": "nodeplug.cni.plugins.sbr.plugin:Sbr",
     "tuning": "nodeplug.cni.plugins.tuning.plugin:Tuning",
+    "vrf": "nodeplug.cni.plugins.vrf.plugin:Vrf",
 }
 IPAM = {
     "host-local": "nodeplug.cni.ipam.host_local:HostLocal",

@@ -8,10 +8,12 @@ call's name and object, and ValueError for a path with a NUL in it.
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
@@ -29,6 +31,9 @@ class _Library:
         class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for mypy only
             _type_ = "L"
 
+        class Char(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for mypy only
+            _type_ = "c"
+
         class Function(_ctypes.CFuncPtr):
             _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
             _restype_ = Int
@@ -37,6 +42,7 @@ class _Library:
         self._functions: dict[str, Callable[..., int]] = {}
         self._find: Callable[[str], Callable[..., int]] = lambda name: Function(_ctypes.dlsym(this_process, name))
         self.long: Callable[[int], object] = Long
+        self.memory: Callable[[bytes], Any] = lambda data: _filled((Char * len(data))(), data)
         self.errno: Callable[[], int] = _ctypes.get_errno  # the calling thread's
 
     def __getitem__(self, name: str) -> Callable[..., int]:
@@ -44,6 +50,11 @@ class _Library:
         if function is None:
             function = self._functions[name] = self._find(name)
         return function
+
+
+def _filled(memory: Any, data: bytes) -> Any:
+    memory[:] = data
+    return memory
 
 
 _loaded: list[_Library] = []
@@ -132,3 +143,11 @@ def mlockall(flags: int) -> None:
 def prctl(option: int, argument: int) -> int:
     """Set or read one attribute of the process. See prctl(2)."""
     return _call("prctl", f"option {option}", option, _long(argument), _long(0), _long(0), _long(0))
+
+
+def getsockopt(fd: int, level: int, option: int, buffer: bytearray) -> None:
+    """Let the kernel fill `buffer`, which also tells it what is asked: socket.getsockopt cannot. See getsockopt(2)."""
+    library = _c()
+    memory, length = library.memory(bytes(buffer)), library.memory(len(buffer).to_bytes(4, sys.byteorder))
+    _call("getsockopt", f"option {option}", fd, level, option, memory, length)
+    buffer[:] = bytes(memory)[: len(buffer)]

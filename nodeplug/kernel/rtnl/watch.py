@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import errno
 import time
+from _socket import AF_INET6
 
-from nodeplug.kernel.listener import RTNLGRP_IPV6_IFADDR, RTNLGRP_LINK, Listener
+from nodeplug.kernel.listener import RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK, Listener
 from nodeplug.kernel.netlink import NETLINK_ROUTE
-from nodeplug.kernel.rtnl import addresses, links
+from nodeplug.kernel.rtnl import addresses, links, routes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import TypeVar
 
     from nodeplug.kernel.netlink import Netlink
@@ -64,6 +65,22 @@ def wait_for_addresses(route: Netlink, index: int, *, timeout: float) -> list[Ad
     if done:
         return found
     raise TimeoutError(errno.ETIMEDOUT, f"address wait: still tentative after {timeout:g} s", f"link {index}")
+
+
+def wait_for_local_routes(route: Netlink, index: int, ips: Collection[bytes], *, table: int, timeout: float) -> None:
+    """Until `table` has the routes by which the host knows these IPv6 addresses of the link for its own.
+
+    The kernel adds them a moment after the addresses. Raises TimeoutError with how many are lacking.
+    """
+
+    def look() -> tuple[int, bool]:
+        found = {way.dst for way in routes.dump(route, AF_INET6, table=table, oif=index) if way.prefix == 128}
+        lacking = len([ip for ip in ips if ip not in found])
+        return lacking, not lacking
+
+    lacking, done = _wait(route, RTNLGRP_IPV6_ROUTE, look, timeout)
+    if not done:
+        raise TimeoutError(errno.ETIMEDOUT, f"route wait: {lacking} still lacking after {timeout:g} s", f"link {index}")
 
 
 def _wait(route: Netlink, group: int, look: Callable[[], tuple[T, bool]], timeout: float) -> tuple[T, bool]:
