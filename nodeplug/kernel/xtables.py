@@ -50,8 +50,8 @@ _FAMILIES = {
 class Rule(Record):
     """One rule: whether every packet meets it, and what becomes of one that does.
 
-    `target` is ACCEPT, DROP, RETURN, JUMP or GOTO (to `chain`), else OTHER, with the extension's name in `chain`. `mark`
-    is (value, mask) where it matches the packet's mark.
+    `target` is ACCEPT, DROP, RETURN, JUMP or GOTO (to `chain`), else OTHER, with the extension's name in `chain`.
+    `mark` is (value, mask) where it matches the packet's mark.
     """
 
     unconditional: bool
