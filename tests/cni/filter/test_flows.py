@@ -23,7 +23,8 @@ def tracked(family: str = "ipv4") -> list[str]:
     found = []
     for line in listed:
         fields = dict(field.split("=", 1) for field in reversed(line.split()) if "=" in field)
-        found.append(f"{fields['dst']}:{fields['dport']}")
+        if "dport" in fields:  # an ICMP error on the side is a flow too
+            found.append(f"{fields['dst']}:{fields['dport']}")
     return sorted(found)
 
 
