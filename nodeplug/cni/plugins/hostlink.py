@@ -39,6 +39,7 @@ def label(attachment: Attachment, *, finished: bool) -> str:
 
 
 def labelled(which: str, attachment: Attachment, *, finished: bool) -> Message:
+    """A message that gives the link its alias."""
     return links.set(which, alias=label(attachment, finished=finished))
 
 

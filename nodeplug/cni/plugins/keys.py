@@ -19,6 +19,7 @@ _MTU = integer(68, 65535)
 
 @expects("the name of a link")
 def link_name(value: Any, at: Place) -> str:
+    """A name that the kernel takes for a link, 1 to 15 bytes."""
     fault = link_name_fault(text(value, at))
     if fault:
         raise Wrong(f"{value!r} cannot be the name of a link: {fault}")

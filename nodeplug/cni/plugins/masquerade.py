@@ -25,6 +25,7 @@ def _table(request: Request) -> Filtering:
 
 
 def add(request: AddRequest, addresses: Iterable[Net]) -> None:
+    """Masquerade these addresses of the pod, each with the prefix length of its subnet."""
     with _table(request) as table:
         table.add(Owner.of(request.attachment, request.netns), plan.masquerade(request.network, addresses))
 
@@ -49,6 +50,7 @@ class Removal:
         """Whether there is anything to remove."""
 
     def begin(self) -> None:
+        """Raises the errors of `nodeplug.core.errors`."""
         if self.needed:
             opened = _table(self._request)
             table = opened.__enter__()
@@ -56,6 +58,7 @@ class Removal:
             table.remove(self._request.attachment, plan.MASQUERADE)
 
     def end(self) -> None:
+        """Wait, where there is anything to wait for."""
         if self._filtering is not None:
             self._filtering.__exit__(None, None, None)
 
@@ -73,6 +76,7 @@ def check(request: CheckRequest) -> None:
 
 
 def collect(request: GcRequest) -> None:
+    """Remove what belongs to the network and to none of its valid attachments."""
     with _table(request) as table:
         table.collect(request.network, request.valid)
 

@@ -20,6 +20,8 @@ class Trunk(Record):
 
 
 class BridgeConf(NetConf):
+    """The keys of bridge, as documented by containernetworking/plugins."""
+
     bridge: str = key(link_name, default="cni0", help="the bridge, made when it is not there")
     is_gateway: bool = key(boolean, default=False, name="isGateway", help="put the pods' gateway addresses on it")
     is_default_gateway: bool = key(
@@ -73,6 +75,7 @@ class BridgeConf(NetConf):
 
     @property
     def gateway(self) -> bool:
+        """Whether this host is the pods' gateway."""
         return self.is_gateway or self.is_default_gateway
 
     @property

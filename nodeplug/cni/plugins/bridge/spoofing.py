@@ -49,6 +49,7 @@ class Guard(Record):
 
     @property
     def port(self) -> bytes:
+        """The port's name as the kernel compares it: 16 bytes."""
         return self.attachment.identity.encode().ljust(16, b"\0")
 
 
