@@ -11,6 +11,7 @@ import pytest
 
 from nodeplug.harness.apiserver.client import V2
 from nodeplug.pb.kms import v2_pb2
+from tests.child import until
 from tests.kms.node import Node
 from tests.ledger import Ledger
 
@@ -75,7 +76,7 @@ def test_a_million_pairs_over_rotations_are_all_right_and_memory_stays_flat(ledg
             assert not wrong, wrong[:3]
         node.kms("add-key").ok()
         node.kms("activate").ok()
-        status.status()
+        until(lambda: status.status().key_id == node.active(), "the new key is published")
         sizes.append(resident(process.pid))
     for _ in range(64):
         room.acquire()

@@ -86,13 +86,14 @@ class Guarded(Provider):
         self._joined = Counter(
             "nodeplug_kms_joined_decrypts", "Decrypts answered by an equal one under way.", registry=registry
         )
-        self._seconds = Histogram(
+        seconds = Histogram(
             "nodeplug_kms_backend_seconds",
             "Time of one call to the backend.",
             ["operation"],
             registry=registry,
             buckets=LATENCY_BUCKETS,
         )
+        self._seconds = {operation: seconds.labels(operation) for operation in ("key_id", "encrypt", "decrypt")}
         self._errors = Counter(
             "nodeplug_kms_backend_errors", "Failed calls to the backend.", ["operation", "kind"], registry=registry
         )
@@ -178,7 +179,7 @@ class Guarded(Provider):
             raise
         finally:
             self._slots.release()
-            self._seconds.labels(operation).observe(time.perf_counter() - began)
+            self._seconds[operation].observe(time.perf_counter() - began)
         self._breaker.note(reached=True)
         return found
 
