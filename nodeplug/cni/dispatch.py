@@ -87,6 +87,16 @@ def _load(where: str) -> type[Plugin]:
     return getattr(sys.modules[module], name)  # type: ignore[no-any-return]  # the tables above name plugins
 
 
+def whole_network(network: str) -> tuple[files.RangeLock, dict[str, str]]:
+    """Every attachment of a network, held in a `with` block against other calls.
+
+    With the variables returned, a call made in that block finds that it need not wait. For a GC whose list of valid
+    attachments must not grow old between its making and its use.
+    """
+    lock = _Lock(network=network, key=None)
+    return files.range_lock(lock.path, lock.key), {_HELD: lock.name}
+
+
 class _Lock(Record):
     """`key` is the attachment's identity; None is the whole network."""
 

@@ -23,15 +23,7 @@ from nodeplug.kernel.netlink import NETLINK_NETFILTER
 from nodeplug.worker.pool import THREAD
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
-    from nodeplug.core.log import Level
-
-    class Note(Protocol):
-        """Takes a sentence for the log."""
-
-        def __call__(self, message: str, *, level: Level = "info") -> None: ...
-
+    from nodeplug.worker.notes import Note
 
 _SETTLE = 0.1  # seconds: a script flushes and then adds its own, in several transactions
 _LOOK_AGAIN = 60.0  # for what no announcement tells

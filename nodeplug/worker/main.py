@@ -6,20 +6,24 @@ import argparse
 import os
 import resource
 import signal
+import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 import nodeplug
 from nodeplug.core import paths
 from nodeplug.core.errors import Error
+from nodeplug.core.log import Event as LogEvent
 from nodeplug.core.log import Log, to_descriptor
 from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
-from nodeplug.worker import doors, settings, world
+from nodeplug.worker import collect, doors, settings, world
 from nodeplug.worker.daemon import Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nodeplug.core.log import Level
     from nodeplug.worker.settings import WorkerSettings
 
 _FILES = 65536
@@ -38,6 +42,7 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         "--config", default=paths.ETC, metavar="DIR", help="where settings are, in TOML (default: %(default)s)"
     )
     parser.add_argument("--check", action="store_true", help="read the settings and end")
+    parser.add_argument("--collect", action="store_true", help="do the collection after a boot, and end")
     parser.add_argument("--version", action="version", version=f"nodeplug {nodeplug.__version__}")
     given = parser.parse_args(arguments)
     try:
@@ -47,9 +52,21 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         for door in doors.DOORS.values():
             doors.preload(door)
         _prepare_process()
-        if found.host:
-            world.enter(found.host)
-        return _live(found, environ, given.config)
+        log = _open_log(found, environ)
+        if given.collect:
+            return _collect(found, log)
+        # Before the host is entered, where this program is not to be found.
+        collector = _start_collector(given.config) if collect.is_due(found) else None
+        try:
+            if found.host:
+                world.enter(found.host)
+            if collector is not None:
+                threading.Thread(target=collector.wait, name="collect", daemon=True).start()
+            return _live(found, environ, given.config, log)
+        finally:
+            if collector is not None:
+                collector.terminate()
+                collector.wait()
     except Error as error:
         sys.stderr.write(f"nodeplugd: {error}\n")
         return exit_code(error)
@@ -65,8 +82,27 @@ def _prepare_process() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _live(found: WorkerSettings, environ: Mapping[str, str], config: str) -> int:
-    log = _open_log(found, environ)
+def _start_collector(config: str) -> subprocess.Popen[bytes]:
+    """The collection as a process of its own, which ends by itself."""
+    program = os.path.abspath(sys.argv[0])
+    return subprocess.Popen([sys.executable, "-I", program, "--config", config, "--collect"], stdin=subprocess.DEVNULL)
+
+
+def _collect(found: WorkerSettings, log: Log) -> int:
+    from nodeplug.worker import collector
+
+    def note(message: str, *, level: Level = "info") -> None:
+        log.write(LogEvent(contract="worker", op="collect", level=level, outcome="note", message=message))
+
+    try:
+        collector.run(found, log=doors.DOORS["cni"].open_log(), note=note)
+    except Error as error:
+        note(f"not everything was collected: {error}", level="error")
+        return exit_code(error)
+    return EXIT_OK
+
+
+def _live(found: WorkerSettings, environ: Mapping[str, str], config: str, log: Log) -> int:
     with Lifecycle(environ) as life, Daemon(found, world.World.own(), log=log) as daemon:
         life.alive = lambda: daemon.alive
         life.ready(daemon.status())
