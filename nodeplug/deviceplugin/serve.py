@@ -18,8 +18,9 @@ from nodeplug.daemon.listeners import Place
 from nodeplug.deviceplugin import protocol
 from nodeplug.deviceplugin.allocation import allocate, pick, prefer
 from nodeplug.deviceplugin.cdi import SpecFile
-from nodeplug.deviceplugin.contract import WIRE_LIMIT, Allocation, Resource
+from nodeplug.deviceplugin.contract import WIRE_LIMIT, Allocation
 from nodeplug.deviceplugin.metrics import Meters
+from nodeplug.deviceplugin.settings import Resource
 from nodeplug.devices.contract import Device
 from nodeplug.devices.snapshot import Publisher, Snapshot
 

@@ -9,7 +9,7 @@ import select
 import threading
 from collections.abc import Callable, Collection
 
-from nodeplug.devices.sources.path import nearest_directory
+from nodeplug.devices.sources.finders import nearest_directory
 from nodeplug.kernel import inotify
 
 TICK = 2.0

@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from nodeplug.core.errors import Refused
-from nodeplug.deviceplugin.registration import socket_name
+from nodeplug.deviceplugin.kubelet import socket_name
 from nodeplug.harness.kubelet.devicemanager import AdmissionFailed
 from nodeplug.harness.kubelet.plugin import Plugin
 from nodeplug.kernel import uevent
