@@ -96,7 +96,8 @@ class Daemon:
     @property
     def alive(self) -> bool:
         """Whether the threads that must run do: what a watchdog asks."""
-        return self.health.live and not self._over.is_set() and self._follower.is_alive()
+        threads = self._follower.is_alive() and self.discovery.alive and self.watch.alive
+        return self.health.live and threads and not self._over.is_set()
 
     def status(self) -> str:
         """One line for people."""

@@ -132,10 +132,10 @@ class Registrar:
                     cause = self._session(self._kubelet.registry, self._watched)
                 else:
                     cause = self._session(self._kubelet.plugins, self._asked)
-            except (Error, OSError) as error:
-                cause = str(error)
+            except Exception as error:  # whatever it is, the next attempt must come
+                cause = "failed"
                 self._failures += 1
-                self._refused(cause)
+                self._refused(str(error) if isinstance(error, (Error, OSError)) else f"{type(error).__name__}: {error}")
             self._close_line(cause)
             if time.monotonic() - began > _SHORT:
                 self._failures = 0

@@ -23,6 +23,7 @@ RESCAN = 300.0
 POLL = 5.0
 _RECHECK = 5.0
 _MOST_PENDING = 4096
+_PAUSE = 1.0  # after a fault of ours
 _MOST_WATCH_ROUNDS = 4
 
 
@@ -72,6 +73,10 @@ class Discovery:
         self._generation = 0
         self._stopping = False
         self._recheck_at = 0.0
+        self._pending: dict[tuple[str, str], Change] = {}
+        self._everything = ""  # why all has to be looked at; "" when it has not
+        self._acted = 0.0
+        self._full = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
 
     def start(self) -> None:
@@ -87,6 +92,11 @@ class Discovery:
         for pool in self._pools.values():
             pool.close()
         self._triggers.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
 
     def follow(self, specs: Iterable[PoolSpec], *, timeout: float = 30.0) -> bool:
         """From now on these pools and no others; unchanged ones are not disturbed. True once all have been looked at.
@@ -133,40 +143,41 @@ class Discovery:
     # The rest runs on the discovery thread.
 
     def _run(self) -> None:
-        pending: dict[tuple[str, str], Change] = {}
-        everything = ""
-        acted = 0.0
-        full = time.monotonic()
         while not self._stopping:
-            self._take_reload()
-            now = time.monotonic()
-            interval = min(self._poll, self._rescan) if self._polling() else self._rescan
-            wait = min(full + interval - now, self._next_due() - now)
-            if pending or everything:
-                wait = min(wait, acted + GATHER - now)
-            heard = self._triggers.wait(max(0.0, wait)) if not (pending and wait <= 0) else self._triggers.wait(0.0)
-            for change in heard:
-                if change.everything or len(pending) >= _MOST_PENDING:
-                    everything = "overflow"
-                else:
-                    pending.setdefault((change.path, change.devpath), change)
-            self._take_reload()
-            now = time.monotonic()
-            if not everything and now >= full + interval:
-                everything = "poll" if self._polling() else "rescan"
-            if everything and (now >= acted + GATHER or everything in ("poll", "rescan")):
-                self._look_at_everything(everything, list(pending.values()))
-                pending, everything = {}, ""
-                full = acted = time.monotonic()
-            elif pending and now >= acted + GATHER:
-                self._look("event", list(pending.values()))
-                pending = {}
-                acted = time.monotonic()
-            elif any(pool.stale or pool.dirty for pool in self._pools.values()) or now >= self._next_due():
-                self._look("timer", [])
+            try:
+                self._step()
+            except Exception as error:  # without this thread nothing is noticed any more, so nothing may end it
+                self._observer.note(f"{type(error).__name__}: {error}; all devices are looked at again")
+                self._everything = "recovery"
+                self._triggers.wait(_PAUSE)
 
-    def _polling(self) -> bool:
-        return bool(self._triggers.missing)
+    def _step(self) -> None:
+        """Take a reload, wait for the next thing to do, do it."""
+        self._take_reload()
+        interval = min(self._poll, self._rescan) if self._triggers.missing else self._rescan
+        pending = self._pending or self._everything
+        due = min(self._full + interval, self._next_due(), self._acted + GATHER if pending else float("inf"))
+        for change in self._triggers.wait(max(0.0, due - time.monotonic())):
+            if change.everything or len(self._pending) >= _MOST_PENDING:
+                self._everything = "overflow"
+            else:
+                self._pending.setdefault((change.path, change.devpath), change)
+        self._take_reload()
+        now = time.monotonic()
+        if not self._everything and now >= self._full + interval:
+            self._everything = "poll" if self._triggers.missing else "rescan"
+        gathered = now >= self._acted + GATHER
+        changes = list(self._pending.values())
+        if self._everything and gathered:
+            trigger, self._everything, self._pending = self._everything, "", {}
+            self._look_at_everything(trigger, changes)
+            self._full = self._acted = time.monotonic()
+        elif changes and gathered:
+            self._pending = {}
+            self._look("event", changes)
+            self._acted = time.monotonic()
+        elif any(pool.stale or pool.dirty for pool in self._pools.values()) or now >= self._next_due():
+            self._look("timer", [])
 
     def news(self) -> None:
         """Ask `in_use` again about what is gone: the answer may be another."""

@@ -373,6 +373,45 @@ def test_any_bytes_on_the_wire_get_an_answer_or_a_status(node: Node) -> None:
         assert len(kubelet.sockets) == 1
 
 
+def test_many_streams_leave_threads_for_allocations(node: Node) -> None:
+    node.mknod("a")
+    node.configure()
+    with node.kubelet() as kubelet, node.plugin():
+        kubelet.wait(RESOURCE, capacity=1, allocatable=1)
+        path = str(kubelet.plugins / kubelet.sockets[0])
+        lists: list[int] = []
+        plugins = [Plugin(RESOURCE, path, kubelet.calls) for _ in range(12)]
+        for plugin in plugins:
+            plugin.follow(lambda _plugin, message: lists.append(len(message.devices)), lambda *_: None)
+        until(lambda: len(lists) >= 3, "a first list on the newest streams")
+        (id,) = kubelet.devices(RESOURCE)
+        assert plugins[-1].allocate([id]).devices
+        for plugin in plugins:
+            plugin.close()
+        kubelet.wait(RESOURCE, capacity=1, allocatable=1)
+
+
+def test_a_fault_in_a_look_does_not_end_discovery(node: Node) -> None:
+    node.mknod("a")
+    node.configure()
+    with node.kubelet() as kubelet, node.plugin() as plugin:
+        kubelet.wait(RESOURCE, capacity=1, allocatable=1)
+        source = plugin.discovery._pools[RESOURCE].sources[0]
+        look = source.look
+        faults = iter([RuntimeError("a bug")])
+
+        def stumble(key: str) -> object:
+            for fault in faults:
+                raise fault
+            return look(key)
+
+        source.look = stumble  # type: ignore[method-assign, assignment]  # a fault that is not there otherwise
+        node.mknod("b")
+        kubelet.wait(RESOURCE, capacity=2, allocatable=2)
+        assert any("a bug" in line for line in node.log)
+        assert plugin.alive
+
+
 def test_nothing_is_left_of_a_plugin_that_ended(node: Node) -> None:
     node.mknod("a")
     node.configure(node.resource(cdi="always"))

@@ -217,6 +217,7 @@ class DeviceManager:
             known.unhealthy = {device.ID for device in message.devices if device.health != "Healthy"}
             known.numa = {device.ID: tuple(node.ID for node in device.topology.nodes) for device in message.devices}
             known.lists += 1
+            known.heard = plugin.heard
             self.calls["lists"] += 1
             self._write_checkpoint()
             self._condition.notify_all()
@@ -271,6 +272,11 @@ class DeviceManager:
         """How many lists came since the kubelet began."""
         with self._condition:
             return self._resources.get(resource, Known()).lists
+
+    def heard(self, resource: str) -> float:
+        """When the last list arrived (monotonic); 0 when none did."""
+        with self._condition:
+            return self._resources.get(resource, Known()).heard
 
     def streaming(self, resource: str) -> bool:
         """Whether a plugin is connected for the resource."""

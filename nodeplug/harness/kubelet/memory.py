@@ -30,6 +30,7 @@ class Known:
     plugin: Plugin | None = None
     stopped: float = 0.0  # when its stream ended; 0 while one is open
     lists: int = 0
+    heard: float = 0.0  # when the last list arrived (monotonic)
 
 
 @dataclass
