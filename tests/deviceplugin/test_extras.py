@@ -20,7 +20,6 @@ from nodeplug.core.errors import Refused
 from nodeplug.deviceplugin.kubelet import socket_name
 from nodeplug.harness.kubelet.devicemanager import AdmissionFailed
 from nodeplug.harness.kubelet.plugin import Plugin
-from nodeplug.kernel import uevent
 from tests.child import until
 from tests.deviceplugin.conftest import RESOURCE, Node, kill
 from tests.needs import needs
@@ -251,23 +250,6 @@ def test_without_inotify_and_in_a_user_namespace_devices_are_polled(node: Node) 
         assert "max_user_instances" in process.output()
         kubelet.restart()
         kubelet.wait(RESOURCE, capacity=2, allocatable=2)
-
-
-@needs("sandbox")
-def test_events_the_kernel_drops_are_told_as_dropped() -> None:
-    with uevent.Listener() as listener:
-        listener._socket.setsockopt(1, 33, 4096)
-        path = "/sys/class/mem/null/uevent"
-        for _ in range(200):
-            with open(path, "w") as file:
-                file.write("change")
-        until(lambda: listener.read()[1], "the overflow")
-        with open(path, "w") as file:
-            file.write("change")
-        events: list[uevent.Uevent] = []
-        until(lambda: events.extend(listener.read()[0]) or events, "an event after it")
-        assert (events[-1].action, events[-1].devpath) == ("change", "/devices/virtual/mem/null")
-        assert events[-1].devname == "null"
 
 
 def test_an_inotify_overflow_loses_no_device(node: Node) -> None:
