@@ -4,14 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from nodeplug.core.errors import NotFound, Refused
-from nodeplug.deviceplugin.contract import (
-    Allocation,
-    GivenMount,
-    GivenNode,
-    Preference,
-    Resource,
-    render,
-)
+from nodeplug.deviceplugin.contract import Allocation, GivenMount, GivenNode, Preference, render
+from nodeplug.deviceplugin.settings import Resource
 from nodeplug.devices.contract import Device
 from nodeplug.devices.ids import base_of, replica_id
 

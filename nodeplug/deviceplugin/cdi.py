@@ -13,7 +13,7 @@ from typing import Any
 from nodeplug.core import files
 from nodeplug.core.naming import digest
 from nodeplug.deviceplugin.allocation import given_nodes
-from nodeplug.deviceplugin.contract import Resource
+from nodeplug.deviceplugin.settings import Resource
 from nodeplug.devices.contract import Device
 
 PREFIX = "nodeplug-"

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from nodeplug.core.document import reference
 from nodeplug.core.errors import Error, NotFound
-from nodeplug.deviceplugin import daemon, podresources, registration
+from nodeplug.deviceplugin import podresources
 from nodeplug.deviceplugin.allocation import given_nodes
-from nodeplug.deviceplugin.contract import CONFIG, KUBELET_DIR, Resource, Settings
+from nodeplug.deviceplugin.kubelet import KUBELET_SOCKET
+from nodeplug.deviceplugin.settings import CONFIG, KUBELET_DIR, Resource, Settings, host_of, load
 from nodeplug.deviceplugin.statefile import read_state, state_path
 from nodeplug.devices.contract import Device
 from nodeplug.devices.discovery import Discovery
@@ -38,7 +39,7 @@ def cli() -> None:
 @contextmanager
 def _looking(settings: Settings) -> Iterator[Discovery]:
     """A discovery of our own that has looked once. It makes no links: those are the daemon's."""
-    discovery = Discovery(daemon.host_of(settings), keep_links=False)
+    discovery = Discovery(host_of(settings), keep_links=False)
     discovery.start()
     try:
         discovery.follow(resource.spec for resource in settings.resource)
@@ -53,7 +54,7 @@ def _looking(settings: Settings) -> Iterator[Discovery]:
 @_as_json
 def discover(config: str, as_json: bool) -> None:
     """What would be published with these settings, and which rule found it."""
-    settings = daemon.load(config)
+    settings = load(config)
     found = []
     with _looking(settings) as discovery:
         for resource in settings.resource:
@@ -95,14 +96,14 @@ def _described(resource: Resource, device: Device) -> dict[str, Any]:
 @_as_json
 def list_(config: str, kubelet_dir: str, as_json: bool) -> None:
     """What the daemon has published: health and since when, and which pod has it."""
-    settings = daemon.load(config)
+    settings = load(config)
     path = state_path(settings, config)
     state = read_state(path)
     if state is None:
         raise NotFound(
             f"no daemon has left its state in {path}", hint="start nodeplug-deviceplugin with these settings"
         )
-    socket = os.path.join(kubelet_dir, "pod-resources", registration.KUBELET_SOCKET)
+    socket = os.path.join(kubelet_dir, "pod-resources", KUBELET_SOCKET)
     try:
         held = podresources.ask(socket)
         unknown = ""
@@ -137,7 +138,7 @@ def list_(config: str, kubelet_dir: str, as_json: bool) -> None:
 @_as_json
 def explain(path: str, config: str, as_json: bool) -> None:
     """Why the node (or network interface, or PCI address) PATH is or is not a device, rule by rule."""
-    settings = daemon.load(config)
+    settings = load(config)
     lines = []
     with _looking(settings) as discovery:
         for resource in settings.resource:

@@ -8,58 +8,28 @@ import threading
 import time
 from dataclasses import dataclass
 
-from nodeplug.core import config, files
-from nodeplug.core.errors import ConfigInvalid, Error
+from nodeplug.core import files
+from nodeplug.core.errors import Error
 from nodeplug.core.log import Event, Log
 from nodeplug.daemon.health import Condition, Health
 from nodeplug.daemon.httpserver import HttpServer, standard_pages
 from nodeplug.daemon.metrics import open_registry
-from nodeplug.deviceplugin import cdi, registration, runtime
+from nodeplug.deviceplugin import cdi, runtime
 from nodeplug.deviceplugin.cdi import SpecFile
-from nodeplug.deviceplugin.contract import Resource, Settings, problems
+from nodeplug.deviceplugin.kubelet import DEVICE_PLUGINS, REGISTRY, Kubelet, sweep
 from nodeplug.deviceplugin.metrics import Meters
 from nodeplug.deviceplugin.podresources import PodResources
-from nodeplug.deviceplugin.registration import Kubelet, Registrar
+from nodeplug.deviceplugin.registration import Registrar, turns
 from nodeplug.deviceplugin.serve import Endpoint, Service
+from nodeplug.deviceplugin.settings import Resource, Settings, host_of, load
 from nodeplug.deviceplugin.statefile import state_path, write_state
 from nodeplug.deviceplugin.watch import Watch
 from nodeplug.devices.discovery import Discovery, Observer
-from nodeplug.devices.host import Host
-from nodeplug.devices.rules import load_inventory
 
 _WITHDRAW = 2.0  # seconds for the kubelet to take the empty list of a resource that is withdrawn
 _FOLLOW = 0.25
 _SWEEP = 60.0
 _STATE = 1.0
-_RUNTIME_AGAIN = 60.0
-
-
-def load(path: str) -> Settings:
-    """The settings in one file, or of the node for the default path that is not there. Raises `ConfigInvalid`."""
-    settings = config.section(Settings, config.read(path), "deviceplugin", path)
-    check(settings, path)
-    return settings
-
-
-def check(settings: Settings, where: str) -> None:
-    """What single keys cannot tell. Raises `ConfigInvalid` with every problem."""
-    found = list(problems(settings))
-    for number, resource in enumerate(settings.resource):
-        for position, rule in enumerate(resource.match):
-            if rule.type is None:
-                continue
-            try:
-                load_inventory(rule.type)
-            except Error as error:
-                found.append((f"deviceplugin.resource[{number}].match[{position}].type", str(error)))
-    if found:
-        raise ConfigInvalid(f"the settings in {where} are not valid", problems=found)
-
-
-def host_of(settings: Settings) -> Host:
-    """Where the node's devices are to be seen, as the settings say."""
-    d = settings.directories
-    return Host(dev=d.dev, sys=d.sys, udev=d.udev, links=d.links)
 
 
 @dataclass
@@ -87,15 +57,14 @@ class Daemon:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._changed = threading.Event()
-        self._turn = registration.turns()
-        self._cdi: tuple[bool, float] = (False, 0.0)
-        self._told_cdi = ""
+        self._turn = turns()
+        self._runtime = runtime.Asked(settings.directories.runtime)
         self._told_state: tuple[object, ...] = ()
         self._state_due = 0.0
         self._pages: HttpServer | None = None
         config_directory = [os.path.dirname(os.path.abspath(source))] if source else []
-        plugins = os.path.join(kubelet_dir, registration.DEVICE_PLUGINS)
-        watcher = os.path.join(kubelet_dir, registration.REGISTRY)
+        plugins = os.path.join(kubelet_dir, DEVICE_PLUGINS)
+        watcher = os.path.join(kubelet_dir, REGISTRY)
         self.watch = Watch([plugins, watcher, *config_directory])
         self.kubelet = Kubelet(kubelet_dir, self.watch)
         self.pods = PodResources(os.path.join(kubelet_dir, "pod-resources", "kubelet.sock"), news=self._pods_changed)
@@ -127,7 +96,8 @@ class Daemon:
     @property
     def alive(self) -> bool:
         """Whether the threads that must run do: what a watchdog asks."""
-        return self.health.live and not self._over.is_set() and self._follower.is_alive()
+        threads = self._follower.is_alive() and self.discovery.alive and self.watch.alive
+        return self.health.live and threads and not self._over.is_set()
 
     def status(self) -> str:
         """One line for people."""
@@ -273,19 +243,16 @@ class Daemon:
     # CDI
 
     def _by_cdi(self, resource: Resource) -> bool:
-        return resource.cdi == "always" or (resource.cdi == "auto" and self._cdi[0])
+        return resource.cdi == "always" or (resource.cdi == "auto" and self._runtime.known)
 
     def _ask_runtime(self) -> None:
-        """Learn whether the runtime knows CDI, where a resource wants to know; asked again each minute."""
+        """Learn whether the runtime knows CDI, where a resource wants to know."""
         asking = [resource.name for resource in self._settings.resource if resource.cdi == "auto"]
-        if not asking or time.monotonic() < self._cdi[1]:
-            return
-        known, how = runtime.knows_cdi(self._settings.directories.runtime)
-        self._cdi = (known, time.monotonic() + _RUNTIME_AGAIN)
-        if how != self._told_cdi:
-            self._told_cdi = how
+        news = self._runtime.ask() if asking else ""
+        if news:
+            known = self._runtime.known
             what = "devices are named by CDI" if known else "cdi = true falls back to device nodes"
-            self.note("info" if known else "warning", f"{how}; {what} for {', '.join(asking)}", op="cdi")
+            self.note("info" if known else "warning", f"{news}; {what} for {', '.join(asking)}", op="cdi")
 
     # Following
 
@@ -362,7 +329,7 @@ class Daemon:
         """Remove what a killed process or withdrawn resources left: sockets nobody listens on, unused CDI files."""
         self._swept = time.monotonic()
         for directory in (self.kubelet.plugins, self.kubelet.registry):
-            registration.sweep(directory)
+            sweep(directory)
         wanted = [resource.name for resource in self._settings.resource if resource.cdi != "never"]
         for path, resource in cdi.leftovers(self._settings.directories.cdi, wanted):
             in_use = self.pods.in_use(resource) if resource else ()

@@ -11,9 +11,9 @@ from nodeplug.core import config, document
 from nodeplug.core.errors import ConfigInvalid, Error
 from nodeplug.core.log import Log, to_descriptor
 from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
-from nodeplug.deviceplugin import daemon
-from nodeplug.deviceplugin.contract import CONFIG, KUBELET_DIR, LogSettings, Settings, Source
+from nodeplug.deviceplugin.contract import Source
 from nodeplug.deviceplugin.daemon import Daemon
+from nodeplug.deviceplugin.settings import CONFIG, KUBELET_DIR, LogSettings, Settings, check, load
 
 _DRAIN = 5.0
 
@@ -68,7 +68,7 @@ def _settings(path: str | None, source: type[Source] | None) -> Settings:
     """The settings of a file; for an author's class without one, those the class carries."""
     if source is None:
         assert path is not None
-        return daemon.load(path)
+        return load(path)
     table: dict[str, object] = config.read(path) if path else {}
     own = table.get("deviceplugin", {})
     name = f"{source.__module__}:{source.__qualname__}"
@@ -79,7 +79,7 @@ def _settings(path: str | None, source: type[Source] | None) -> Settings:
         settings = document.decode(Settings, own, path="deviceplugin")
     except ConfigInvalid as invalid:
         raise ConfigInvalid(f"the settings of {name} are not valid", problems=invalid.problems) from None
-    daemon.check(settings, name)
+    check(settings, name)
     return settings
 
 

@@ -11,24 +11,14 @@ resource alone, and the end of an old stream would take the new one down (kubern
 
 import os
 import random
-import re
-import secrets
-import stat
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-from nodeplug.core import files
 from nodeplug.core.errors import Error, TryAgain
-from nodeplug.core.naming import digest
 from nodeplug.deviceplugin import client, protocol
-from nodeplug.deviceplugin.watch import Watch
-
-DEVICE_PLUGINS = "device-plugins"
-REGISTRY = "plugins_registry"
-KUBELET_SOCKET = "kubelet.sock"
-DEPRECATION = "DEPRECATION"  # the kubelet makes this file when it has a plugin watcher for device plugins
+from nodeplug.deviceplugin.kubelet import Kubelet, socket_name
 
 _REGISTER = 15.0  # seconds; the kubelet dials back for up to 10 within the call
 _STREAM = 10.0  # from registration to the kubelet's ListAndWatch
@@ -38,9 +28,6 @@ _SETTLE = 0.1  # an old kubelet's time to put an ended stream away before the ne
 _LEAST, _MOST = 0.01, 5.0
 _SHORT = 10.0  # a stream shorter than this counts as a failure
 _AT_ONCE = 8
-_OURS = re.compile(r"np-dp-[a-z2-7]{12}-[0-9a-f]{8}\.sock\Z")
-_STAGING = re.compile(r"\.[0-9a-f]{10}~\Z")
-_STAGING_AGE = 60.0
 
 Turn = threading.BoundedSemaphore
 
@@ -48,11 +35,6 @@ Turn = threading.BoundedSemaphore
 def turns() -> Turn:
     """How many resources may be in the middle of a registration at once."""
     return threading.BoundedSemaphore(_AT_ONCE)
-
-
-def socket_name(resource: str) -> str:
-    """A name no registration had before: 32 characters, so that with the directory it stays far below 107 bytes."""
-    return f"np-dp-{digest(resource, 12)}-{secrets.token_hex(4)}.sock"
 
 
 class Line(Protocol):
@@ -82,29 +64,6 @@ class Listener(Protocol):
     def unregistered(self, resource: str, cause: str) -> None: ...
 
     def refused(self, resource: str, error: str) -> None: ...
-
-
-class Kubelet:
-    """The kubelet's directories, and who is at its socket."""
-
-    def __init__(self, directory: str, watch: Watch) -> None:
-        self.plugins = os.path.join(directory, DEVICE_PLUGINS)
-        self.registry = os.path.join(directory, REGISTRY)
-        self.socket = os.path.join(self.plugins, KUBELET_SOCKET)
-        self.watch = watch
-
-    def identity(self) -> tuple[int, int, int] | None:
-        """Which kubelet.sock this is: another one means another kubelet. None when there is none."""
-        try:
-            status = os.lstat(self.socket)
-        except OSError:
-            return None
-        return (status.st_dev, status.st_ino, status.st_ctime_ns) if stat.S_ISSOCK(status.st_mode) else None
-
-    @property
-    def watcher_offered(self) -> bool:
-        """Whether the kubelet says that its plugin watcher takes device plugins."""
-        return os.path.isdir(self.registry) and os.path.exists(os.path.join(self.plugins, DEPRECATION))
 
 
 class Registrar:
@@ -173,10 +132,10 @@ class Registrar:
                     cause = self._session(self._kubelet.registry, self._watched)
                 else:
                     cause = self._session(self._kubelet.plugins, self._asked)
-            except (Error, OSError) as error:
-                cause = str(error)
+            except Exception as error:  # whatever it is, the next attempt must come
+                cause = "failed"
                 self._failures += 1
-                self._refused(cause)
+                self._refused(str(error) if isinstance(error, (Error, OSError)) else f"{type(error).__name__}: {error}")
             self._close_line(cause)
             if time.monotonic() - began > _SHORT:
                 self._failures = 0
@@ -345,30 +304,3 @@ class Registrar:
 
 def _jittered(seconds: float) -> float:
     return seconds * random.uniform(0.75, 1.25)
-
-
-def sweep(directory: str) -> list[str]:
-    """Remove sockets of ours in a kubelet's directory on which nobody listens; what was removed.
-
-    A plugin that was killed leaves them, and a plugin watcher would dial them for ever. A socket that is being made
-    (bound, not listening yet) is left alone while it is young.
-    """
-    removed = []
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return []
-    for name in names:
-        staging = _STAGING.match(name)
-        if not staging and not _OURS.match(name):
-            continue
-        path = os.path.join(directory, name)
-        try:
-            status = os.lstat(path)
-            if not stat.S_ISSOCK(status.st_mode) or (staging and time.time() - status.st_mtime < _STAGING_AGE):
-                continue
-            if not client.listens(path) and files.remove(path):
-                removed.append(path)
-        except OSError:
-            continue
-    return removed

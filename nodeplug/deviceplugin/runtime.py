@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 from nodeplug.core.errors import Error
 from nodeplug.deviceplugin import client
@@ -9,6 +10,7 @@ from nodeplug.pb.cri import v1_pb2 as cri
 
 SOCKETS = ("/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/crio/crio.sock")
 _LIMIT = 16 << 20
+_AGAIN = 60.0  # seconds; a runtime may be upgraded under us
 _NUMBERS = re.compile(r"v?(\d+)\.(\d+)")
 
 
@@ -54,3 +56,22 @@ def judge(name: str, version: str, config: str) -> tuple[bool, str]:
     if number >= (1, 7):
         return False, f"{told} has CDI switched off; set enable_cdi = true in its CRI plugin's configuration"
     return False, f"{told} does not know CDI"
+
+
+class Asked:
+    """The runtime's last answer, asked again each minute."""
+
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
+        self._due = 0.0
+        self._how = ""
+        self.known = False
+
+    def ask(self) -> str:
+        """Ask when it is time; the sentence that tells the answer when it is another than before, else ""."""
+        if time.monotonic() < self._due:
+            return ""
+        self.known, how = knows_cdi(self._socket)
+        self._due = time.monotonic() + _AGAIN
+        news, self._how = (how if how != self._how else ""), how
+        return news

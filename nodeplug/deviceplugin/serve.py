@@ -18,13 +18,15 @@ from nodeplug.daemon.listeners import Place
 from nodeplug.deviceplugin import protocol
 from nodeplug.deviceplugin.allocation import allocate, pick, prefer
 from nodeplug.deviceplugin.cdi import SpecFile
-from nodeplug.deviceplugin.contract import WIRE_LIMIT, Allocation, Resource
+from nodeplug.deviceplugin.contract import WIRE_LIMIT, Allocation
 from nodeplug.deviceplugin.metrics import Meters
+from nodeplug.deviceplugin.settings import Resource
 from nodeplug.devices.contract import Device
 from nodeplug.devices.snapshot import Publisher, Snapshot
 
 PUBLISHES = 4  # a second, per resource: the kubelet rewrites its checkpoint for each
 RETURN = 2.0  # seconds an allocation waits for a device that has just gone
+_STREAMS = 3
 _ROOM = 1024  # bytes of a message kept free for what gRPC adds
 _LIMITS = Limits(threads=8, queue=64, message_bytes=WIRE_LIMIT, streams=64)
 
@@ -241,7 +243,7 @@ class Endpoint:
         self._service = service
         self._changed = changed
         self._lock = threading.Lock()
-        self._open: set[threading.Event] = set()
+        self._open: dict[threading.Event, None] = {}  # in the order they came
         self._streams = 0
         self._told: tuple[bool, str] | None = None
         self._closing = False
@@ -293,15 +295,20 @@ class Endpoint:
         with self._lock:
             if self._closing:
                 return
-            self._open.add(over)
+            # Each stream keeps a thread: of those a confused caller opens only the newest few go on.
+            while len(self._open) >= _STREAMS:
+                next(iter(self._open)).set()
+                del self._open[next(iter(self._open))]
+            self._open[over] = None
             self._streams += 1
+        self._service.publisher.wake()
         self._changed()
         try:
             if call.when_over(ended):
                 yield from self._service.lists(over)
         finally:
             with self._lock:
-                self._open.discard(over)
+                self._open.pop(over, None)
             self._changed()
 
     def _info(self, _request: bytes, _call: Call) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nodeplug.core import files
 from nodeplug.core.naming import digest
-from nodeplug.deviceplugin.contract import Settings
+from nodeplug.deviceplugin.settings import Settings
 from nodeplug.devices.snapshot import Snapshot
 
 _LARGEST = 64 << 20

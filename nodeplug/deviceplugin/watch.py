@@ -9,7 +9,7 @@ import select
 import threading
 from collections.abc import Callable, Collection
 
-from nodeplug.devices.sources.path import nearest_directory
+from nodeplug.devices.sources.finders import nearest_directory
 from nodeplug.kernel import inotify
 
 TICK = 2.0
@@ -47,6 +47,11 @@ class Watch:
         self._arm()
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def listen(self, listener: Callable[[], None]) -> None:
         """Have `listener` called, on the watching thread, at each event and tick."""
         self._listeners.append(listener)
@@ -79,12 +84,19 @@ class Watch:
             poll.register(self._inotify.fileno(), select.POLLIN)
         while not self._stopping:
             poll.poll(self._tick * 1000)
-            if self._inotify is not None:
-                self._inotify.read(0)
-                self._arm()
+            self._drain()
             for listener in self._listeners:
                 listener()
             self.notify()
+
+    def _drain(self) -> None:
+        if self._inotify is None:
+            return
+        try:
+            self._inotify.read(0)
+        except OSError:
+            pass  # what it would have told is looked at in any case
+        self._arm()
 
     def _arm(self) -> None:
         """Watch what the paths lead to now: a directory may have been replaced, or may not be there yet."""

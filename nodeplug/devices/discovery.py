@@ -7,16 +7,12 @@ it may concern; a full look every five minutes is the truth, and every five seco
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
 
-from nodeplug.core.errors import Error
-from nodeplug.devices import health
-from nodeplug.devices.contract import Change, Device, InUse, Source
+from nodeplug.devices.contract import Change, InUse
 from nodeplug.devices.host import Host
 from nodeplug.devices.links import Links
-from nodeplug.devices.roster import Double, Roster
-from nodeplug.devices.rules import Rule, build
+from nodeplug.devices.pool import Pool, PoolSpec, Surroundings
+from nodeplug.devices.roster import Double
 from nodeplug.devices.snapshot import Publisher
 from nodeplug.devices.sources.polled import PolledSource
 from nodeplug.devices.topology import Topology
@@ -27,19 +23,8 @@ RESCAN = 300.0
 POLL = 5.0
 _RECHECK = 5.0
 _MOST_PENDING = 4096
+_PAUSE = 1.0  # after a fault of ours
 _MOST_WATCH_ROUNDS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSpec:
-    """What one pool of devices is. Two equal ones are the same pool: a reload leaves it alone."""
-
-    name: str
-    rules: tuple[Rule, ...]
-    hold: float = 60.0
-    opens: str = "auto"
-    probe: health.Probe | None = None
-    limit: int = 100_000
 
 
 class Observer:
@@ -55,30 +40,6 @@ class Observer:
         """Events of that kind ("inotify", "uevents") were dropped by the kernel."""
 
 
-class _Pool:
-    """One pool's sources and what they found last."""
-
-    def __init__(self, spec: PoolSpec, publisher: Publisher) -> None:
-        self.spec = spec
-        self.publisher = publisher
-        self.sources: list[Source] = []
-        self.found: list[dict[str, tuple[Device, ...]]] = []
-        self.roster = Roster(spec.hold)
-        self.published: Mapping[str, Device] = {}
-        self.probes: health.Probes | None = None
-        self.caused = 0.0
-        self.dirty = True
-        self.unwell = 0
-        self.over_limit = False
-        self.stale: set[int] = set()  # sources with news of their own
-
-    def close(self) -> None:
-        for source in self.sources:
-            source.close()
-        if self.probes is not None:
-            self.probes.close()
-
-
 class Discovery:
     """Follows the pools it is given until `close()`. `publisher(name)` is where a door reads and waits."""
 
@@ -92,9 +53,7 @@ class Discovery:
         poll: float = POLL,
         keep_links: bool = True,
     ) -> None:
-        self._host = host
         self._observer = observer or Observer()
-        self._in_use = in_use
         self._rescan = rescan
         self._poll = poll
         self._topology = Topology(host)
@@ -102,8 +61,11 @@ class Discovery:
         self._links.load()
         self._swept = False
         self._triggers = Triggers(on_loss=self._observer.lost)
+        self._around = Surroundings(
+            host, self._topology, self._links, in_use, wake=self._triggers.wake, note=self._observer.note
+        )
         self._told_missing: dict[str, str] = {}
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, Pool] = {}
         self._lock = threading.Lock()
         self._wanted: dict[str, PoolSpec] | None = None
         self._publishers: dict[str, Publisher] = {}
@@ -111,6 +73,10 @@ class Discovery:
         self._generation = 0
         self._stopping = False
         self._recheck_at = 0.0
+        self._pending: dict[tuple[str, str], Change] = {}
+        self._everything = ""  # why all has to be looked at; "" when it has not
+        self._acted = 0.0
+        self._full = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
 
     def start(self) -> None:
@@ -126,6 +92,11 @@ class Discovery:
         for pool in self._pools.values():
             pool.close()
         self._triggers.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
 
     def follow(self, specs: Iterable[PoolSpec], *, timeout: float = 30.0) -> bool:
         """From now on these pools and no others; unchanged ones are not disturbed. True once all have been looked at.
@@ -172,40 +143,41 @@ class Discovery:
     # The rest runs on the discovery thread.
 
     def _run(self) -> None:
-        pending: dict[tuple[str, str], Change] = {}
-        everything = ""
-        acted = 0.0
-        full = time.monotonic()
         while not self._stopping:
-            self._take_reload()
-            now = time.monotonic()
-            interval = min(self._poll, self._rescan) if self._polling() else self._rescan
-            wait = min(full + interval - now, self._next_due() - now)
-            if pending or everything:
-                wait = min(wait, acted + GATHER - now)
-            heard = self._triggers.wait(max(0.0, wait)) if not (pending and wait <= 0) else self._triggers.wait(0.0)
-            for change in heard:
-                if change.everything or len(pending) >= _MOST_PENDING:
-                    everything = "overflow"
-                else:
-                    pending.setdefault((change.path, change.devpath), change)
-            self._take_reload()
-            now = time.monotonic()
-            if not everything and now >= full + interval:
-                everything = "poll" if self._polling() else "rescan"
-            if everything and (now >= acted + GATHER or everything in ("poll", "rescan")):
-                self._look_at_everything(everything, list(pending.values()))
-                pending, everything = {}, ""
-                full = acted = time.monotonic()
-            elif pending and now >= acted + GATHER:
-                self._look("event", list(pending.values()))
-                pending = {}
-                acted = time.monotonic()
-            elif any(pool.stale or pool.dirty for pool in self._pools.values()) or now >= self._next_due():
-                self._look("timer", [])
+            try:
+                self._step()
+            except Exception as error:  # without this thread nothing is noticed any more, so nothing may end it
+                self._observer.note(f"{type(error).__name__}: {error}; all devices are looked at again")
+                self._everything = "recovery"
+                self._triggers.wait(_PAUSE)
 
-    def _polling(self) -> bool:
-        return bool(self._triggers.missing)
+    def _step(self) -> None:
+        """Take a reload, wait for the next thing to do, do it."""
+        self._take_reload()
+        interval = min(self._poll, self._rescan) if self._triggers.missing else self._rescan
+        pending = self._pending or self._everything
+        due = min(self._full + interval, self._next_due(), self._acted + GATHER if pending else float("inf"))
+        for change in self._triggers.wait(max(0.0, due - time.monotonic())):
+            if change.everything or len(self._pending) >= _MOST_PENDING:
+                self._everything = "overflow"
+            else:
+                self._pending.setdefault((change.path, change.devpath), change)
+        self._take_reload()
+        now = time.monotonic()
+        if not self._everything and now >= self._full + interval:
+            self._everything = "poll" if self._triggers.missing else "rescan"
+        gathered = now >= self._acted + GATHER
+        changes = list(self._pending.values())
+        if self._everything and gathered:
+            trigger, self._everything, self._pending = self._everything, "", {}
+            self._look_at_everything(trigger, changes)
+            self._full = self._acted = time.monotonic()
+        elif changes and gathered:
+            self._pending = {}
+            self._look("event", changes)
+            self._acted = time.monotonic()
+        elif any(pool.stale or pool.dirty for pool in self._pools.values()) or now >= self._next_due():
+            self._look("timer", [])
 
     def news(self) -> None:
         """Ask `in_use` again about what is gone: the answer may be another."""
@@ -232,10 +204,10 @@ class Discovery:
             left += [(name, id) for id in pool.published]
             if name not in wanted:
                 self._publishers[name].publish(())
-        fresh = [_Pool(spec, self._publishers[name]) for name, spec in wanted.items() if name not in self._pools]
-        for pool in fresh:
-            self._open(pool)
-            self._pools[pool.spec.name] = pool
+        fresh = [
+            Pool(spec, self._publishers[name], self._around) for name, spec in wanted.items() if name not in self._pools
+        ]
+        self._pools.update({pool.spec.name: pool for pool in fresh})
         self._look_at_everything("reload", [], only=fresh or None)
         for name, id in left:
             if name not in self._pools or id not in self._pools[name].published:
@@ -249,40 +221,14 @@ class Discovery:
                 del self._publishers[name]
             self._reloaded.notify_all()
 
-    def _open(self, pool: _Pool) -> None:
-        spec = pool.spec
-        with ExitStack() as undo:
-            for number, rule in enumerate(spec.rules):
-
-                def wake(number: int = number) -> None:
-                    pool.stale.add(number)
-                    self._triggers.wake()
-
-                try:
-                    source = build(rule, self._host, self._topology, wake=wake, note=self._observer.note)
-                except Error as error:
-                    self._observer.note(f"{spec.name}: rule {number + 1} finds nothing: {error}")
-                    source = NoSource(str(error))
-                undo.callback(source.close)
-                pool.sources.append(source)
-                pool.found.append({})
-            if spec.probe is not None:
-
-                def turned() -> None:
-                    pool.dirty = True
-                    self._triggers.wake()
-
-                pool.probes = health.Probes(spec.probe, wake=turned)
-            undo.pop_all()
-
-    def _look_at_everything(self, trigger: str, changes: list[Change], *, only: list[_Pool] | None = None) -> None:
+    def _look_at_everything(self, trigger: str, changes: list[Change], *, only: list[Pool] | None = None) -> None:
         began = time.monotonic()
         self._topology.forget()
         pools = list(self._pools.values()) if only is None else only
         for _ in range(_MOST_WATCH_ROUNDS):
             for pool in pools:
                 for number in range(len(pool.sources)):
-                    self._scan(pool, number)
+                    pool.scan(number)
             # What came between a look and its watch would go unheard: look again when a watch is new.
             if not self._watch():
                 break
@@ -295,71 +241,19 @@ class Discovery:
         moved = False
         for pool in self._pools.values():
             stale, pool.stale = pool.stale, set()
-            for number, source in enumerate(pool.sources):
-                moved |= self._touch(pool, number, source, changes, whole=number in stale)
+            for number in range(len(pool.sources)):
+                moved |= pool.touch(number, changes, whole=number in stale)
             if pool.unwell and began >= self._recheck_at:
-                self._recheck(pool)
+                pool.recheck()
         if began >= self._recheck_at:
             self._recheck_at = began + _RECHECK
         if moved and self._watch():
             for pool in self._pools.values():
                 for number in range(len(pool.sources)):
-                    self._scan(pool, number)
+                    pool.scan(number)
             self._watch()
         self._conclude(changes)
         self._observer.scanned(trigger, time.monotonic() - began)
-
-    def _touch(self, pool: _Pool, number: int, source: Source, changes: list[Change], *, whole: bool) -> bool:
-        """Look at what the changes concern; True when directories to be watched may be others now."""
-        keys: set[str] = set()
-        for change in changes:
-            touched = source.touched(change)
-            if touched is None:
-                whole = True
-                break
-            keys.update(touched)
-        if whole:
-            self._scan(pool, number)
-            return True
-        for key in keys:
-            self._look_at(pool, number, key)
-            if not pool.caused and changes:
-                pool.caused = changes[0].at
-        return bool(keys)
-
-    def _scan(self, pool: _Pool, number: int) -> None:
-        source, known = pool.sources[number], pool.found[number]
-        keys = set()
-        for key in source.keys():  # noqa: SIM118  # a source is no mapping
-            keys.add(key)
-            self._look_at(pool, number, key)
-        for key in known.keys() - keys:
-            del known[key]
-            pool.dirty = True
-
-    def _look_at(self, pool: _Pool, number: int, key: str) -> None:
-        devices = pool.sources[number].look(key)
-        known = pool.found[number]
-        before = known.get(key, ())
-        fresh = tuple(self._checked(pool, number, device) for device in devices)
-        if fresh == before:
-            return
-        pool.dirty = True
-        if fresh:
-            known[key] = fresh
-        else:
-            known.pop(key, None)
-
-    def _checked(self, pool: _Pool, number: int, device: Device) -> Device:
-        if device.rule != number:
-            device = replace(device, rule=number)
-        return health.check(device, pool.spec.opens)
-
-    def _recheck(self, pool: _Pool) -> None:
-        """Unhealthy devices may become well without any event."""
-        for number, found in enumerate(pool.found):
-            for key in [key for key, devices in found.items() if any(not device.healthy for device in devices)]:
-                self._look_at(pool, number, key)
 
     def _watch(self) -> bool:
         return self._triggers.watch(
@@ -375,57 +269,8 @@ class Discovery:
                 continue
             if not pool.caused and changes:
                 pool.caused = changes[0].at
-            self._publish(pool, now)
+            pool.publish(now)
             pool.caused = 0.0
-
-    def _publish(self, pool: _Pool, now: float) -> None:
-        name = pool.spec.name
-        pool.dirty = False
-        pool.roster.merge(device for found in pool.found for devices in found.values() for device in devices)
-        gone = pool.published.keys() - pool.roster.present.keys()
-        devices = pool.roster.settle(now, pool.published, self._in_use(name) if gone else frozenset())
-        devices = self._limited(pool, devices)
-        if pool.probes is not None:
-            pool.probes.follow({id: device for id, device in pool.roster.present.items() if device.healthy})
-            verdicts = ((id, pool.probes.verdict(id)) for id in devices)
-            bad = {id: reason for id, reason in verdicts if reason}
-            devices = {
-                id: replace(device, healthy=False, reason=bad[id]) if id in bad and device.healthy else device
-                for id, device in devices.items()
-            }
-        devices = self._linked(pool, devices)
-        pool.unwell = sum(1 for device in devices.values() if not device.healthy)
-        pool.published = devices
-        if pool.publisher.current.version and devices == pool.publisher.current.by_id:
-            return
-        pool.publisher.publish(tuple(devices[id] for id in sorted(devices)), caused=pool.caused)
-
-    def _limited(self, pool: _Pool, devices: dict[str, Device]) -> dict[str, Device]:
-        over = len(devices) > pool.spec.limit
-        if over and not pool.over_limit:
-            self._observer.note(
-                f"{pool.spec.name}: {len(devices)} devices match and the limit is {pool.spec.limit}: the rest stays out"
-            )
-        pool.over_limit = over
-        return {id: devices[id] for id in sorted(devices)[: pool.spec.limit]} if over else devices
-
-    def _linked(self, pool: _Pool, devices: dict[str, Device]) -> dict[str, Device]:
-        """Make the links of what is new or other, remove those of what is gone."""
-        name, gone = pool.spec.name, pool.roster.gone
-        failed: dict[str, Device] = {}
-        for id, device in devices.items():
-            if device is pool.published.get(id):
-                continue
-            if id in gone:
-                self._links.forget(name, id)
-                continue
-            try:
-                self._links.want(name, device)
-            except OSError as error:
-                failed[id] = replace(device, healthy=False, reason=f"its link cannot be made: {error.strerror}")
-        for id in pool.published.keys() - devices.keys():
-            self._links.forget(name, id)
-        return {**devices, **failed} if failed else devices
 
     def _tell_missing(self) -> None:
         missing = dict(self._triggers.missing)
@@ -433,28 +278,3 @@ class Discovery:
             if self._told_missing.get(kind) != why:
                 self._observer.note(f"no {kind}: {why}; devices are looked for every {self._poll:g} s instead")
         self._told_missing = missing
-
-
-class NoSource:
-    """Stands for a rule whose source could not be made."""
-
-    def __init__(self, why: str) -> None:
-        self._why = why
-
-    def keys(self) -> Iterable[str]:
-        return ()
-
-    def look(self, key: str) -> tuple[Device, ...]:
-        return ()
-
-    def touched(self, change: Change) -> Iterable[str] | None:
-        return ()
-
-    def directories(self) -> tuple[str, ...]:
-        return ()
-
-    def explain(self, path: str) -> str:
-        return self._why
-
-    def close(self) -> None:
-        pass

@@ -14,8 +14,9 @@ from nodeplug.core.errors import ConfigInvalid
 from nodeplug.core.record import Record, key
 from nodeplug.devices.contract import Inventory, Source
 from nodeplug.devices.host import Host, number_list
+from nodeplug.devices.sources.finders import literal_directory
 from nodeplug.devices.sources.netdev import NetMatch, NetSource
-from nodeplug.devices.sources.path import Member, PathSource, literal_directory
+from nodeplug.devices.sources.path import Member, PathSource
 from nodeplug.devices.sources.pci import PciMatch, PciSource
 from nodeplug.devices.sources.polled import CommandInventory, PolledSource
 from nodeplug.devices.sources.udev import UdevMatch, UdevSource

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from nodeplug.core.log import Log
-from nodeplug.deviceplugin import daemon
 from nodeplug.deviceplugin.daemon import Daemon
+from nodeplug.deviceplugin.settings import load
 from nodeplug.harness.kubelet.devicemanager import DeviceManager
 from tests.child import Process
 from tests.ledger import Ledger
@@ -96,9 +96,7 @@ class Node:
 
     def start(self) -> Daemon:
         log = Log(lambda line, _level: self.log.append(line.decode()), level="debug")
-        return Daemon(
-            daemon.load(str(self.config)), kubelet_dir=str(self.kubelet_dir), log=log, source=str(self.config)
-        )
+        return Daemon(load(str(self.config)), kubelet_dir=str(self.kubelet_dir), log=log, source=str(self.config))
 
     def process(self) -> Process:
         """The daemon as the executable that is installed."""

@@ -19,8 +19,9 @@ import pytest
 from click.testing import CliRunner
 
 from nodeplug.core.errors import Refused
-from nodeplug.deviceplugin import cdi, daemon
+from nodeplug.deviceplugin import cdi
 from nodeplug.deviceplugin.cli import cli
+from nodeplug.deviceplugin.settings import load
 from nodeplug.harness.kubelet.plugin import Plugin
 from tests.child import until
 from tests.deviceplugin.conftest import RESOURCE, Node
@@ -414,7 +415,7 @@ def test_a_class_that_fails_keeps_its_devices_a_while_and_others_go_on(node: Nod
 def test_a_class_that_is_not_there_is_told_at_the_start(node: Node) -> None:
     node.configure(node.resource(match=[{"type": {"class": "no.such:Thing"}}]))
     with pytest.raises(Exception, match=r"cannot make no\.such:Thing"):
-        daemon.load(str(node.config))
+        load(str(node.config))
 
 
 def test_importing_the_contract_loads_no_grpc() -> None:

@@ -13,9 +13,8 @@ import pytest
 
 from nodeplug.core.document import decode, reference
 from nodeplug.daemon.metrics import open_registry
-from nodeplug.deviceplugin import daemon
-from nodeplug.deviceplugin.contract import Settings, problems
 from nodeplug.deviceplugin.metrics import Meters
+from nodeplug.deviceplugin.settings import Settings, load, problems
 from tests.deviceplugin.conftest import Node
 from tests.examples import ROOT, examples
 from tests.needs import needs
@@ -86,7 +85,7 @@ def test_the_authors_example_runs(node: Node) -> None:
 
 def test_the_shipped_settings_are_good() -> None:
     assert read((ROOT / "deploy/deviceplugin/deviceplugin.toml").read_text()).resource
-    daemon.load(str(ROOT / "deploy/deviceplugin/deviceplugin.toml"))
+    load(str(ROOT / "deploy/deviceplugin/deviceplugin.toml"))
 
 
 def test_the_daemonset_mounts_what_it_uses_where_it_is_on_the_node() -> None:

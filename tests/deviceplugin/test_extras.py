@@ -17,10 +17,9 @@ import grpc
 import pytest
 
 from nodeplug.core.errors import Refused
-from nodeplug.deviceplugin.registration import socket_name
+from nodeplug.deviceplugin.kubelet import socket_name
 from nodeplug.harness.kubelet.devicemanager import AdmissionFailed
 from nodeplug.harness.kubelet.plugin import Plugin
-from nodeplug.kernel import uevent
 from tests.child import until
 from tests.deviceplugin.conftest import RESOURCE, Node, kill
 from tests.needs import needs
@@ -253,23 +252,6 @@ def test_without_inotify_and_in_a_user_namespace_devices_are_polled(node: Node) 
         kubelet.wait(RESOURCE, capacity=2, allocatable=2)
 
 
-@needs("sandbox")
-def test_events_the_kernel_drops_are_told_as_dropped() -> None:
-    with uevent.Listener() as listener:
-        listener._socket.setsockopt(1, 33, 4096)
-        path = "/sys/class/mem/null/uevent"
-        for _ in range(200):
-            with open(path, "w") as file:
-                file.write("change")
-        until(lambda: listener.read()[1], "the overflow")
-        with open(path, "w") as file:
-            file.write("change")
-        events: list[uevent.Uevent] = []
-        until(lambda: events.extend(listener.read()[0]) or events, "an event after it")
-        assert (events[-1].action, events[-1].devpath) == ("change", "/devices/virtual/mem/null")
-        assert events[-1].devname == "null"
-
-
 def test_an_inotify_overflow_loses_no_device(node: Node) -> None:
     """More changes than a queue holds while nobody reads: the next look finds all."""
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
@@ -371,6 +353,45 @@ def test_any_bytes_on_the_wire_get_an_answer_or_a_status(node: Node) -> None:
         }
         assert kubelet.admit("default/p", "c", {RESOURCE: 1})
         assert len(kubelet.sockets) == 1
+
+
+def test_many_streams_leave_threads_for_allocations(node: Node) -> None:
+    node.mknod("a")
+    node.configure()
+    with node.kubelet() as kubelet, node.plugin():
+        kubelet.wait(RESOURCE, capacity=1, allocatable=1)
+        path = str(kubelet.plugins / kubelet.sockets[0])
+        lists: list[int] = []
+        plugins = [Plugin(RESOURCE, path, kubelet.calls) for _ in range(12)]
+        for plugin in plugins:
+            plugin.follow(lambda _plugin, message: lists.append(len(message.devices)), lambda *_: None)
+        until(lambda: len(lists) >= 3, "a first list on the newest streams")
+        (id,) = kubelet.devices(RESOURCE)
+        assert plugins[-1].allocate([id]).devices
+        for plugin in plugins:
+            plugin.close()
+        kubelet.wait(RESOURCE, capacity=1, allocatable=1)
+
+
+def test_a_fault_in_a_look_does_not_end_discovery(node: Node) -> None:
+    node.mknod("a")
+    node.configure()
+    with node.kubelet() as kubelet, node.plugin() as plugin:
+        kubelet.wait(RESOURCE, capacity=1, allocatable=1)
+        source = plugin.discovery._pools[RESOURCE].sources[0]
+        look = source.look
+        faults = iter([RuntimeError("a bug")])
+
+        def stumble(key: str) -> object:
+            for fault in faults:
+                raise fault
+            return look(key)
+
+        source.look = stumble  # type: ignore[method-assign, assignment]  # a fault that is not there otherwise
+        node.mknod("b")
+        kubelet.wait(RESOURCE, capacity=2, allocatable=2)
+        assert any("a bug" in line for line in node.log)
+        assert plugin.alive
 
 
 def test_nothing_is_left_of_a_plugin_that_ended(node: Node) -> None:

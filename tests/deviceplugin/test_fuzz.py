@@ -17,8 +17,9 @@ from nodeplug.core import document
 from nodeplug.core.errors import ConfigInvalid, Error, Malformed
 from nodeplug.deviceplugin import protocol
 from nodeplug.deviceplugin.allocation import allocate, pick, prefer
-from nodeplug.deviceplugin.contract import Preference, Resource, Settings, problems, resource_name
+from nodeplug.deviceplugin.contract import Preference
 from nodeplug.deviceplugin.runtime import judge
+from nodeplug.deviceplugin.settings import Resource, Settings, problems, resource_name
 from nodeplug.devices.contract import Device, Node
 from nodeplug.devices.rules import build
 from nodeplug.devices.sources.polled import parse_devices

@@ -69,8 +69,14 @@ def test_hotplug_loses_and_doubles_nothing(node: Node, events: int) -> None:
                 time.sleep(chance.random() * 0.3)
             if number % 200 == 199:
                 kubelet.wait(RESOURCE, allocatable=len(present), timeout=30)
-        kubelet.wait(RESOURCE, capacity=len(present), allocatable=len(present), timeout=60)
-        assert {device.properties["name"] for device in plugin.discovery.publisher(RESOURCE).current.devices} == present
+        publisher = plugin.discovery.publisher(RESOURCE)
+        until(
+            lambda: {device.properties["name"] for device in publisher.current.devices} == present,
+            "what is published to be what is there",
+            timeout=60,
+        )
+        healthy = dict.fromkeys((device.id for device in publisher.current.devices), "Healthy")
+        until(lambda: kubelet.devices(RESOURCE) == healthy, "the kubelet to know it", timeout=60)
         assert (
             plugin.registry.get_sample_value("nodeplug_deviceplugin_scan_seconds_count", {"trigger": "rescan"}) is None
         )

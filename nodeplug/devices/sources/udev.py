@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from nodeplug.devices.contract import Change, Device, Node
 from nodeplug.devices.host import Host, clean, device_number
 from nodeplug.devices.ids import device_id
-from nodeplug.devices.sources.path import nearest_directory
+from nodeplug.devices.sources.finders import nearest_directory
 from nodeplug.devices.topology import Topology
 
 _KEY = re.compile(r"([bc])(\d{1,7}):(\d{1,7})\Z")

@@ -13,15 +13,12 @@ Imports core, daemon and pb; knows plugins by their sockets only.
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import re
 import stat
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import grpc
@@ -30,10 +27,19 @@ from nodeplug.core import files
 from nodeplug.core.errors import Error, NotFound, Refused, TimedOut
 from nodeplug.daemon.grpcserver import Abort, Call, Limits, Server, unary_service
 from nodeplug.daemon.listeners import Place
+from nodeplug.harness.kubelet.memory import (
+    CHECKPOINT,
+    Held,
+    Known,
+    Pods,
+    list_allocatable,
+    list_pods,
+    read_checkpoint,
+    write_checkpoint,
+)
 from nodeplug.harness.kubelet.plugin import Plugin
 from nodeplug.harness.kubelet.pluginwatcher import PluginWatcher
 from nodeplug.pb.deviceplugin import v1beta1_pb2 as dp
-from nodeplug.pb.podresources import v1_pb2 as pods
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +47,6 @@ if TYPE_CHECKING:
 
 GRACE = 300.0
 """Seconds from the end of a stream until a resource is forgotten."""
-CHECKPOINT = "kubelet_internal_checkpoint"
 _NAME = re.compile(
     r"(?=.{1,244}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
     r"/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z"
@@ -51,26 +56,6 @@ _SOCKET_LIMITS = Limits(threads=32, queue=256, message_bytes=16 << 20)
 
 class AdmissionFailed(Refused):
     """The pod's phase would be Failed with reason UnexpectedAdmissionError, and nobody tries it again."""
-
-
-@dataclass
-class _Resource:
-    """What the device manager knows of one resource."""
-
-    healthy: set[str] = field(default_factory=set)
-    unhealthy: set[str] = field(default_factory=set)
-    numa: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    plugin: Plugin | None = None
-    stopped: float = 0.0  # when its stream ended; 0 while one is open
-    lists: int = 0
-
-
-@dataclass
-class _Entry:
-    """One container's devices of one resource, with the answer that is replayed."""
-
-    ids: list[str]
-    answer: dp.ContainerAllocateResponse
 
 
 class DeviceManager:
@@ -90,8 +75,8 @@ class DeviceManager:
         self._old = old
         self._grace = grace
         self._condition = threading.Condition(threading.RLock())
-        self._resources: dict[str, _Resource] = {}
-        self._pods: dict[str, dict[str, dict[str, _Entry]]] = {}
+        self._resources: dict[str, Known] = {}
+        self._pods: Pods = {}
         self._connected: list[Plugin] = []
         self._servers: list[Server] = []
         self._watcher: PluginWatcher | None = None
@@ -216,7 +201,7 @@ class DeviceManager:
             if generation != self._generation:
                 plugin.close()
                 raise Refused("the kubelet is stopping")
-            known = self._resources.setdefault(resource, _Resource())
+            known = self._resources.setdefault(resource, Known())
             known.plugin, known.stopped = plugin, 0.0
             self._connected.append(plugin)
             self._condition.notify_all()
@@ -232,6 +217,7 @@ class DeviceManager:
             known.unhealthy = {device.ID for device in message.devices if device.health != "Healthy"}
             known.numa = {device.ID: tuple(node.ID for node in device.topology.nodes) for device in message.devices}
             known.lists += 1
+            known.heard = plugin.heard
             self.calls["lists"] += 1
             self._write_checkpoint()
             self._condition.notify_all()
@@ -274,18 +260,23 @@ class DeviceManager:
     def devices(self, resource: str) -> dict[str, str]:
         """Each id with "Healthy" or "Unhealthy"."""
         with self._condition:
-            known = self._resources.get(resource, _Resource())
+            known = self._resources.get(resource, Known())
             return {**dict.fromkeys(known.unhealthy, "Unhealthy"), **dict.fromkeys(known.healthy, "Healthy")}
 
     def topology(self, resource: str) -> dict[str, tuple[int, ...]]:
         """Each id with its memory nodes."""
         with self._condition:
-            return dict(self._resources.get(resource, _Resource()).numa)
+            return dict(self._resources.get(resource, Known()).numa)
 
     def lists(self, resource: str) -> int:
         """How many lists came since the kubelet began."""
         with self._condition:
-            return self._resources.get(resource, _Resource()).lists
+            return self._resources.get(resource, Known()).lists
+
+    def heard(self, resource: str) -> float:
+        """When the last list arrived (monotonic); 0 when none did."""
+        with self._condition:
+            return self._resources.get(resource, Known()).heard
 
     def streaming(self, resource: str) -> bool:
         """Whether a plugin is connected for the resource."""
@@ -367,11 +358,11 @@ class DeviceManager:
         except Refused as error:
             raise AdmissionFailed(str(error)) from None
         with self._condition:
-            self._pods.setdefault(pod, {}).setdefault(container, {})[resource] = _Entry(ids, answer)
+            self._pods.setdefault(pod, {}).setdefault(container, {})[resource] = Held(ids, answer)
             self._write_checkpoint()
         return answer
 
-    def _held(self, resource: str) -> list[_Entry]:
+    def _held(self, resource: str) -> list[Held]:
         return [
             entries[resource]
             for containers in self._pods.values()
@@ -408,57 +399,24 @@ class DeviceManager:
     # State on disk and what others ask
 
     def _write_checkpoint(self) -> None:
-        entries = [
-            {
-                "PodUID": pod,
-                "ContainerName": container,
-                "ResourceName": resource,
-                "DeviceIDs": {"-1": entry.ids},
-                "AllocResp": base64.b64encode(entry.answer.SerializeToString()).decode(),
-            }
-            for pod, containers in self._pods.items()
-            for container, resources in containers.items()
-            for resource, entry in resources.items()
-        ]
-        registered = {name: sorted(known.healthy) for name, known in self._resources.items()}
-        data = json.dumps({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": registered}, "Checksum": 0})
-        files.write_atomic(str(self.plugins / CHECKPOINT), data.encode(), 0o600, durable=False)
+        data = write_checkpoint(self._resources, self._pods)
+        files.write_atomic(str(self.plugins / CHECKPOINT), data, 0o600, durable=False)
 
     def _read_checkpoint(self) -> None:
-        """Resources come back without healthy devices and as stopped, allocations as they were."""
         try:
-            data = json.loads((self.plugins / CHECKPOINT).read_bytes())["Data"]
-        except (FileNotFoundError, ValueError):
+            data = (self.plugins / CHECKPOINT).read_bytes()
+        except FileNotFoundError:
             return
         with self._condition:
-            for name in data["RegisteredDevices"]:
-                self._resources[name] = _Resource(stopped=time.monotonic())
-            for entry in data["PodDeviceEntries"]:
-                ids = [id for group in entry["DeviceIDs"].values() for id in group]
-                answer = dp.ContainerAllocateResponse.FromString(base64.b64decode(entry["AllocResp"]))
-                containers = self._pods.setdefault(entry["PodUID"], {})
-                containers.setdefault(entry["ContainerName"], {})[entry["ResourceName"]] = _Entry(ids, answer)
+            self._resources, self._pods = read_checkpoint(data)
 
     def _list_pods(self, _request: bytes, _call: Call) -> bytes:
-        answer = pods.ListPodResourcesResponse()
         with self._condition:
-            for pod, containers in self._pods.items():
-                namespace, _, name = pod.rpartition("/")
-                entry = answer.pod_resources.add(name=name, namespace=namespace or "default")
-                for container, resources in containers.items():
-                    part = entry.containers.add(name=container)
-                    for resource, held in resources.items():
-                        for id in held.ids:
-                            part.devices.add(resource_name=resource, device_ids=[id])
-        return answer.SerializeToString()
+            return list_pods(self._pods)
 
     def _list_allocatable(self, _request: bytes, _call: Call) -> bytes:
-        answer = pods.AllocatableResourcesResponse()
         with self._condition:
-            for name, known in self._resources.items():
-                for id in sorted(known.healthy):
-                    answer.devices.add(resource_name=name, device_ids=[id])
-        return answer.SerializeToString()
+            return list_allocatable(self._resources)
 
     @property
     def sockets(self) -> list[str]:

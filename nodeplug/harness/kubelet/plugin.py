@@ -6,6 +6,7 @@ Imports pb only; used by `devicemanager`.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -46,6 +47,8 @@ class Plugin:
         self._thread: threading.Thread | None = None
         self.options = dp.DevicePluginOptions()
         self.closed = False
+        self.heard = 0.0
+        """When the last list arrived (monotonic)."""
 
     def connect(self) -> None:
         """Dial, blocking, and ask for the options. Raises `TimedOut` or `Refused`."""
@@ -68,6 +71,7 @@ class Plugin:
             why = "EOF"
             try:
                 for message in self._stream:
+                    self.heard = time.monotonic()
                     lists(self, dp.ListAndWatchResponse.FromString(message))
             except grpc.RpcError as failed:
                 error: Any = failed
