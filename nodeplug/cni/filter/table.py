@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 
-from nodeplug.cni.filter import conditions, flows, layout
+from nodeplug.cni.filter import layout
 from nodeplug.cni.filter.claims import Claims
 from nodeplug.cni.filter.index import Holding, Index, Owner
 from nodeplug.cni.filter.layout import TABLE
@@ -99,7 +99,10 @@ class Table:
                 except BaseException as error:
                     self._undo(holding, error)
                     raise
-        self._flows(flows.arrived, share)
+        if share.claims:
+            from nodeplug.cni.filter import flows
+
+            self._flows(flows.arrived, share)
 
     def remove(self, attachment: Attachment, part: str) -> bool:
         """Take the share out of effect; False when the attachment has none of that part."""
@@ -111,7 +114,10 @@ class Table:
                 return False
             with self._index.contended(holding.locks):
                 self._withdraw(holding)
-        self._flows(flows.left, holding.share)
+        if holding.share.flows:
+            from nodeplug.cni.filter import flows
+
+            self._flows(flows.left, holding.share)
         return True
 
     def missing(self, attachment: Attachment, share: Share) -> list[str]:
@@ -194,6 +200,8 @@ class Table:
         replaced: dict[tuple[str, bytes], Entry] = {}
         for _ in range(_ATTEMPTS):
             if holding.share.conditions:
+                from nodeplug.cni.filter import conditions
+
                 self._restore()
                 conditions.compile_chain(holding)
             deletes = [*replaced.values()]
@@ -316,6 +324,8 @@ class Table:
         for holding in live:
             if not holding.share.conditions:
                 continue
+            from nodeplug.cni.filter import conditions
+
             try:
                 conditions.compile_chain(holding)
             except Error as error:
