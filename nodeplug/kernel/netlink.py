@@ -298,6 +298,14 @@ class Netlink:
             return split(bytes(self._view[:size]))
 
 
+def netfilter() -> Netlink:
+    """A socket of nf_tables and conntrack in the thread's namespace, to be lent (`core.company`).
+
+    Closing one waits until the kernel has freed what was deleted by anybody, and holds every other change up meanwhile.
+    """
+    return Netlink(NETLINK_NETFILTER)
+
+
 def open_socket(protocol: int, netns: Netns | None = None) -> socket:
     """A netlink socket, of `netns` when given, for ever. See netlink(7)."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nodeplug.cni import dispatch
@@ -44,9 +45,9 @@ def run(settings: WorkerSettings, *, log: Log, note: Note) -> None:
         return
     boot = living.boot_time()
     for network, plugins in _networks(settings.collect.networks):
-        for config in plugins:
-            if _is_ours(str(config.get("type")), settings.collect.path):
-                _collect(network, config, settings, listed, boot, log=log, note=note)
+        ours = [config for config in plugins if _is_ours(str(config.get("type")), settings.collect.path)]
+        if ours:
+            _collect(_Network(network, plugins, ours), settings, listed, boot, log=log, note=note)
     collect.done()
 
 
@@ -86,35 +87,39 @@ def _networks(directory: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             yield found["name"], [plugin for plugin in plugins if isinstance(plugin, dict)]
 
 
+@dataclass(frozen=True)
+class _Network:
+    """A network's plugins, and those of them whose files are ours, each as its configuration."""
+
+    name: str
+    plugins: list[dict[str, Any]]
+    ours: list[dict[str, Any]]
+
+
 def _collect(
-    network: str,
-    config: dict[str, Any],
-    settings: WorkerSettings,
-    listed: frozenset[str],
-    boot: float,
-    *,
-    log: Log,
-    note: Note,
+    network: _Network, settings: WorkerSettings, listed: frozenset[str], boot: float, *, log: Log, note: Note
 ) -> None:
-    lock, held = dispatch.whole_network(network)
+    lock, held = dispatch.whole_network(network.name)
     # Nobody adds to the network between the look at what lives and the removal of the rest.
     with lock:
         try:
-            traces = living.traces(network, config, results=settings.collect.results)
+            traces = living.traces(network.name, network.plugins, results=settings.collect.results)
         except OSError as error:
-            raise Unavailable(f"network {network}: {error}", hint="nothing of it was removed") from error
+            raise Unavailable(f"network {network.name}: {error}", hint="nothing of it was removed") from error
         valid = living.valid(traces, listed=listed, boot=boot)
         kept = {(entry["containerID"], entry["ifname"]) for entry in valid}
         stale = {(trace.container, trace.ifname) for trace in traces} - kept
-        document = {**config, "name": network, "cniVersion": "1.1.0", "cni.dev/valid-attachments": valid}
         env = {"CNI_COMMAND": "GC", "CNI_PATH": settings.collect.path, **held}
-        call = Call(contract="cni", name=config["type"], env=env, stdin=json.dumps(document).encode(), files={})
-        answer = dispatch.answer(call, to=log)
-    if answer.code != 0:
-        raise Refused(f"GC of {config['type']} in network {network}: {answer.stdout.decode(errors='replace')}")
+        for config in network.ours:
+            document = {**config, "name": network.name, "cniVersion": "1.1.0", "cni.dev/valid-attachments": valid}
+            call = Call(contract="cni", name=config["type"], env=env, stdin=json.dumps(document).encode(), files={})
+            answer = dispatch.answer(call, to=log)
+            if answer.code != 0:
+                said = answer.stdout.decode(errors="replace")
+                raise Refused(f"GC of {config['type']} in network {network.name}: {said}")
     if stale:
         names = ", ".join(sorted({container[:12] for container, _ in stale})[:20])
-        note(f"network {network}, {config['type']}: collected what {len(stale)} attachments had left behind ({names})")
+        note(f"network {network.name}: collected what {len(stale)} attachments had left behind ({names})")
 
 
 def _is_ours(name: str, search: str) -> bool:

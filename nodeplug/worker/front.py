@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from nodeplug.core.errors import Error
 from nodeplug.worker.serve import Arrived
-from nodeplug.worker.wire import Incoming
+from nodeplug.worker.wire import Gone, Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ class Front:
     """Serves `listeners` (contract -> socket) from `start()` to `close()`.
 
     `submit` takes a whole request and says whether there is room; only users of `uids` are heard. `tell` hears why a
-    connection was closed: "stranger", "full", "malformed", "slow".
+    connection was closed: "stranger", "full", "malformed", "slow", "gone".
     """
 
     def __init__(
@@ -157,8 +157,8 @@ class Front:
                 return False
             self._refuse(fd, "full")
             return True
-        except (Error, OSError):
-            self._refuse(fd, "malformed")
+        except (Error, OSError) as error:
+            self._refuse(fd, "gone" if isinstance(error, (Gone, ConnectionError)) else "malformed")
             return True
         self._forget(fd)
         arrived = Arrived(reading.contract, reading.connection, request, reading.since)

@@ -49,11 +49,11 @@ def valid(traces: list[Trace], *, listed: frozenset[str], boot: float) -> list[d
     return [{"containerID": container, "ifname": ifname} for container, ifname in sorted(pairs)]
 
 
-def traces(network: str, config: dict[str, Any], *, results: str) -> list[Trace]:
+def traces(network: str, plugins: list[dict[str, Any]], *, results: str) -> list[Trace]:
     """All traces of a network's attachments. Raises OSError: half of them would be too few."""
     return [
         *_in_results(network, results),
-        *_in_leases(network, config),
+        *(trace for config in plugins for trace in _in_leases(network, config)),
         *_in_filter(network),
         *_in_links(network),
     ]

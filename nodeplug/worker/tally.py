@@ -35,7 +35,7 @@ class Tally:
             self._seconds[contract] += seconds  # type: ignore[assignment]  # a Counter adds floats as well
 
     def refused(self, contract: str, why: str) -> None:
-        """A connection was closed before its request was taken: "stranger", "full", "malformed" or "slow"."""
+        """A connection was closed before its request was taken: "stranger", "full", "malformed", "slow" or "gone"."""
         with self._lock:
             self._refused[(contract, why)] += 1
 

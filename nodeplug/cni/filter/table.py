@@ -16,7 +16,7 @@ from nodeplug.cni.filter.layout import TABLE
 from nodeplug.cni.filter.removal import delete_owned, drop_chain
 from nodeplug.core import company
 from nodeplug.core.errors import Error, PermissionRefused, TryAgain, Unavailable, from_os
-from nodeplug.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
+from nodeplug.kernel.netlink import NetlinkError, netfilter
 from nodeplug.kernel.nft import elements, messages
 from nodeplug.kernel.nft.elements import Element
 from nodeplug.kernel.nft.expressions import JUMP
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from nodeplug.cni.contract import Attachment
     from nodeplug.cni.filter.plan import Entry, Share
-    from nodeplug.kernel.netlink import Message
+    from nodeplug.kernel.netlink import Message, Netlink
 
 _ATTEMPTS = 8
 _RESTORE_ATTEMPTS = 64
@@ -53,7 +53,7 @@ class Filtering:
 
     def __enter__(self) -> Table:
         try:
-            self._loan = company.present().lend(_open)
+            self._loan = company.present().lend(netfilter)
             netlink = self._loan.__enter__()
         except OSError as error:
             raise from_os(error, "cannot reach nf_tables") from error
@@ -63,10 +63,6 @@ class Filtering:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._loan.__exit__(kind, error, trace)
-
-
-def _open() -> Netlink:
-    return Netlink(NETLINK_NETFILTER)
 
 
 class Table:

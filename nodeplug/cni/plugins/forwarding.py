@@ -5,9 +5,10 @@ Shared by the plugins whose pods are routed by the host.
 
 from __future__ import annotations
 
+from nodeplug.core import company
 from nodeplug.core.errors import doing
 from nodeplug.kernel import sysctl
-from nodeplug.kernel.netlink import NETLINK_NETFILTER, Netlink
+from nodeplug.kernel.netlink import netfilter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def warn_where_dropped(families: Collection[int], warn: Callable[[str], None]) -
     from nodeplug.cni.filter.forward import dropped
 
     try:
-        with Netlink(NETLINK_NETFILTER) as netlink:
+        with company.present().lend(netfilter) as netlink:
             sentence = dropped(netlink, families)
     except OSError:
         return  # no nf_tables, so nothing of it drops

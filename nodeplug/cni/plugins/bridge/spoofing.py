@@ -13,10 +13,10 @@ import os
 
 from nodeplug.cni.contract import Attachment
 from nodeplug.cni.plugins.bridge.ports import GUARDS, is_guarded
-from nodeplug.core import files
+from nodeplug.core import company, files
 from nodeplug.core.errors import Refused, TryAgain, doing
 from nodeplug.core.record import Record
-from nodeplug.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
+from nodeplug.kernel.netlink import NetlinkError, netfilter
 from nodeplug.kernel.nft import elements, expressions, messages
 from nodeplug.kernel.nft.elements import Element
 from nodeplug.kernel.nft.wire import BRIDGE, IFNAME, Field, concat
@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from nodeplug.kernel.netlink import Message
+    from nodeplug.kernel.netlink import Message, Netlink
 
 TABLE = "nodeplug"
 GUARDED = "guarded"
@@ -56,7 +56,7 @@ class Guard(Record):
 def add(attachment: Attachment, mac: bytes) -> None:
     """Guard the port. Raises `Unavailable` where the kernel cannot."""
     guard = Guard(attachment=attachment, mac=mac)
-    with doing(_WHAT, hints=_HINTS), Netlink(NETLINK_NETFILTER) as netlink:
+    with doing(_WHAT, hints=_HINTS), company.present().lend(netfilter) as netlink:
         if is_guarded(attachment.identity):
             _remove(netlink, attachment.identity)  # of an ADD that was killed, with another address
         _write(guard)
@@ -70,14 +70,14 @@ def add(attachment: Attachment, mac: bytes) -> None:
 def remove(attachment: Attachment) -> None:
     """Guard the port no longer; no matter whether it was."""
     if is_guarded(attachment.identity):
-        with doing(_WHAT, hints=_HINTS), Netlink(NETLINK_NETFILTER) as netlink:
+        with doing(_WHAT, hints=_HINTS), company.present().lend(netfilter) as netlink:
             _remove(netlink, attachment.identity)
 
 
 def check(attachment: Attachment) -> None:
     """Raise `Refused` when the pod could send from another address."""
     guard = _read(attachment.identity)
-    with doing(f"cannot read the nft table bridge {TABLE}", hints=_HINTS), Netlink(NETLINK_NETFILTER) as netlink:
+    with doing(f"cannot read the nft table bridge {TABLE}", hints=_HINTS), company.present().lend(netfilter) as netlink:
         keys = [] if guard is None else [(TABLE, GUARDED, guard.port), (TABLE, ALLOWED, _pair(guard))]
         found = elements.get_elements(netlink, BRIDGE, keys)
         rules = messages.rules(netlink, BRIDGE, TABLE, CHAIN)
@@ -93,7 +93,7 @@ def collect(network: str, valid: Collection[Attachment]) -> None:
     """Remove the guards of the network's ports that belong to no attachment of `valid`."""
     stale = [guard for guard in _all() if guard.attachment.network == network and guard.attachment not in valid]
     if stale:
-        with doing(_WHAT, hints=_HINTS), Netlink(NETLINK_NETFILTER) as netlink:
+        with doing(_WHAT, hints=_HINTS), company.present().lend(netfilter) as netlink:
             for guard in stale:
                 _remove(netlink, guard.attachment.identity)
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import errno
 
+from nodeplug.core import company
 from nodeplug.core.errors import doing
 from nodeplug.kernel.attributes import attrs, text
-from nodeplug.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
+from nodeplug.kernel.netlink import NetlinkError, netfilter
 from nodeplug.kernel.nft import messages
 from nodeplug.kernel.nft.wire import BRIDGE, INET, IPV4, IPV6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nodeplug.cni.contract import Attachment
-    from nodeplug.kernel.netlink import Message
+    from nodeplug.kernel.netlink import Message, Netlink
     from nodeplug.kernel.nft.messages import Rule
 
 _NFT_TABLE = "cni_plugins_masquerade"
@@ -40,7 +41,7 @@ def remove_rules(attachment: Attachment) -> None:
     comment = f"{digest(attachment.network, 16)}-{digest(f'{attachment.ifname}:{attachment.container}', 16)}"
     with (
         doing(f"cannot remove the reference plugin's rules for {attachment}"),
-        Netlink(NETLINK_NETFILTER) as netlink,
+        company.present().lend(netfilter) as netlink,
     ):
         if not _has_nf_tables(netlink):
             return
