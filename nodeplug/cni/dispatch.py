@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 PLUGINS = {
     "bandwidth": "nodeplug.cni.plugins.bandwidth.plugin:Bandwidth",
     "bridge": "nodeplug.cni.plugins.bridge.plugin:Bridge",
+    "firewall": "nodeplug.cni.plugins.firewall.plugin:Firewall",
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
     "portmap": "nodeplug.cni.plugins.portmap:Portmap",
     "sbr": "nodeplug.cni.plugins.sbr.plugin:Sbr",

@@ -165,14 +165,14 @@ def _rule(data: bytes, offset: int, shape: _Family, target_at: int, length: int)
     goto = bool(head[shape.flags] & shape.goto)
     bare = head[: shape.flags] + bytes((head[shape.flags] & ~shape.goto,)) + head[shape.flags + 1 :]
     unconditional = not any(bare) and all(name == "comment" for name, _ in matches)
-    mark = next((_mark(info) for name, info in matches if name == "mark"), None)
+    found = next((mark(info) for name, info in matches if name == "mark"), None)
     _size, name, _revision = _PART.unpack_from(data, offset + target_at)
     if _text(name):
-        return Rule(unconditional=unconditional, target=OTHER, chain=_text(name), mark=mark)
+        return Rule(unconditional=unconditional, target=OTHER, chain=_text(name), mark=found)
     verdict = struct.unpack_from("=i", data, offset + target_at + _PART.size)[0]
     if verdict < 0:
-        return Rule(unconditional=unconditional, target=_VERDICTS.get(verdict, OTHER), mark=mark)
-    return Rule(unconditional=unconditional, target=GOTO if goto else JUMP, chain=str(verdict), mark=mark)
+        return Rule(unconditional=unconditional, target=_VERDICTS.get(verdict, OTHER), mark=found)
+    return Rule(unconditional=unconditional, target=GOTO if goto else JUMP, chain=str(verdict), mark=found)
 
 
 def _matches(data: bytes, start: int, end: int) -> list[tuple[str, bytes]]:
@@ -186,7 +186,8 @@ def _matches(data: bytes, start: int, end: int) -> list[tuple[str, bytes]]:
     return found
 
 
-def _mark(info: bytes) -> tuple[int, int] | None:
+def mark(info: bytes) -> tuple[int, int] | None:
+    """(value, mask) that a match `mark` compares with, from its data; None for one that is inverted, or cut."""
     if len(info) < _MARK.size:
         return None
     value, mask, inverted = _MARK.unpack_from(info)

@@ -8,6 +8,7 @@ ends with the boot as well.
     hostports/tcp-8080/0.0.0.0   a link to the identity that has the port, see `claims`
     filter.lock                  a byte for each address and host port, taken after
     attachments.lock             a byte for each identity
+    gates.lock                   held while another table is made to let pods' packets through
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import time
 
 from nodeplug.cni.contract import Attachment
-from nodeplug.cni.filter.layout import HAIRPIN, MASQUERADE, Subnet
+from nodeplug.cni.filter.layout import FORWARD, HAIRPIN, MASQUERADE, Subnet
 from nodeplug.cni.filter.plan import Condition, Entry, Flow, Share
 from nodeplug.core import files, jsontext, paths
 from nodeplug.core.errors import Malformed
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 DIRECTORY = paths.RUN + "/cni"
 LOCK_TIMEOUT = 30.0
 
+_KINDS = {kind: kind for kind in (MASQUERADE, HAIRPIN, FORWARD)}
 _LARGEST = 16 << 20
 _SETTLED = 300.0  # seconds after which nobody still writes a file, whoever it was
 
@@ -101,6 +103,10 @@ class Index:
     def contended(self, keys: Collection[str]) -> AbstractContextManager[None]:
         """Hold these addresses and ports (`Holding.locks`) against other attachments. Raises `TryAgain` likewise."""
         return files.range_lock(f"{self.directory}/filter.lock", keys, timeout=LOCK_TIMEOUT)
+
+    def gates(self) -> AbstractContextManager[None]:
+        """Hold the chains of other tables against other calls of ours. Raises `TryAgain` likewise."""
+        return files.range_lock(f"{self.directory}/gates.lock", "gates", timeout=LOCK_TIMEOUT)
 
     def has(self, identity: str, part: str) -> bool:
         """Whether anything is on disk, without reading it: most pods have no host ports."""
@@ -203,7 +209,7 @@ def _holding(document: Any, age: int) -> Holding:
     share = Share(
         part=_text(document["part"]),
         subnets=tuple(
-            Subnet(kind={MASQUERADE: MASQUERADE, HAIRPIN: HAIRPIN}[kind], network=network, net=Net.parse(net))
+            Subnet(kind=_KINDS[kind], network="" if kind == FORWARD else network, net=Net.parse(net))
             for kind, net in document["subnets"]
         ),
         entries=tuple(

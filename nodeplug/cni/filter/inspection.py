@@ -88,6 +88,9 @@ def _shown(entry: Entry) -> str:
     """ "tcp . 8080", as nft lists it."""
     name, key = entry.set, entry.key
     parts = []
+    if name.startswith("near"):
+        bridge = key[-16:].rstrip(b"\0").decode("utf-8", "replace")
+        return f"{Ip(packed=key[:-16])} . {bridge}"
     if not name.startswith(("ports", "when4", "when6")):
         size = 4 if len(key) in (4, 12, 16) and "6" not in name[-1:] else 16
         parts.append(str(Ip(packed=key[:size])))

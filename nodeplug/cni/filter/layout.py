@@ -4,6 +4,7 @@
                         looked at the port alone would catch traffic that pods send to other hosts (GHSA-jv3w-x3r3-g6rm)
     hostports           dnat by map: hostIP and port first, then the port alone; before them the pods with conditions
     postrouting         what was translated here and needs it is masqueraded (`mapped`); then each network's pods
+    forward, unmark     what passes wherever the host forwards, once a pod wants that, see `passage`
     raw                 packets of 127.0.0.0/8 that did not come by lo are dropped: route_localnet, which lets the host
                         itself reach a pod by 127.0.0.1, would otherwise open the host's loopback to every pod
 
@@ -15,18 +16,18 @@ from __future__ import annotations
 
 import struct
 
+from nodeplug.cni.filter.families import FAMILIES, FOUR, SIX, Family, Rule, destination, is_family, source
 from nodeplug.core.naming import digest
 from nodeplug.core.record import Record
 from nodeplug.kernel.nft import expressions as x
 from nodeplug.kernel.nft import messages
 from nodeplug.kernel.nft.expressions import R0
-from nodeplug.kernel.nft.wire import INET, INET_PROTO, INET_SERVICE, IPV4, IPV4_ADDR, IPV6, IPV6_ADDR
+from nodeplug.kernel.nft.wire import INET, INET_PROTO, INET_SERVICE, IPV4_ADDR, IPV6_ADDR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nodeplug.core.inet import Net
     from nodeplug.kernel.netlink import Message
-    from nodeplug.kernel.nft.wire import Field
 
 TABLE = "nodeplug"
 
@@ -36,6 +37,8 @@ RAW = "raw"
 
 MASQUERADE = "masquerade"
 HAIRPIN = "hairpin"
+FORWARD = "forward"
+"""Not of one network: the pods whose traffic passes wherever the host forwards, see `passage`."""
 
 _LO_INDEX = 1  # of lo, in every network namespace
 _LOOPBACK4 = 127
@@ -43,7 +46,10 @@ _LOOPBACK6 = bytes(15) + b"\x01"
 
 
 class Subnet(Record):
-    """The rules and the set of one network's pods in one subnet. `kind` is MASQUERADE or HAIRPIN."""
+    """The rules and the set of one network's pods in one subnet. `kind` is MASQUERADE or HAIRPIN.
+
+    Or, with FORWARD, those of all pods of a family: then `network` is empty, and `net` all of the family.
+    """
 
     kind: str
     network: str
@@ -51,8 +57,16 @@ class Subnet(Record):
 
     @property
     def set_name(self) -> str:
+        if self.kind == FORWARD:
+            return f"pods{self.net.family}"
         short = {MASQUERADE: "masq", HAIRPIN: "hairpin"}[self.kind]
         return f"{short}-{digest(f'{self.network}{chr(0)}{self.net.network}', 13)}"
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """All sets that are made with it; `set_name` is the first, and stands for the others."""
+        more = ("ingress", "near") if self.kind == FORWARD else ()
+        return self.set_name, *(f"{name}{self.net.family}" for name in more)
 
     @property
     def title(self) -> str:
@@ -60,59 +74,10 @@ class Subnet(Record):
         return f"{self.network} {self.net.network}"
 
 
-class Rule(Record):
-    """One rule: where it stands, what it is called (its comment), what it does."""
-
-    chain: str
-    title: str
-    parts: tuple[bytes, ...]
-
-
-class _Family(Record):
-    """What differs between IPv4 and IPv6."""
-
-    number: int  # 4 or 6, the last letter of set names
-    nfproto: int
-    address: Field
-    src: int  # offsets in the network header
-    dst: int
-    multicast: bytes
-    multicast_mask: bytes
-
-    @property
-    def after(self) -> int:
-        """The register behind an address in R0."""
-        return R0 + self.address.size // 4
-
-    def name(self, of: str) -> str:
-        return f"{of}{self.number}"
-
-
-_FOUR = _Family(
-    number=4,
-    nfproto=IPV4,
-    address=IPV4_ADDR,
-    src=12,
-    dst=16,
-    multicast=bytes((224, 0, 0, 0)),
-    multicast_mask=bytes((240, 0, 0, 0)),
-)
-_SIX = _Family(
-    number=6,
-    nfproto=IPV6,
-    address=IPV6_ADDR,
-    src=8,
-    dst=24,
-    multicast=b"\xff" + bytes(15),
-    multicast_mask=b"\xff" + bytes(15),
-)
-_FAMILIES = (_FOUR, _SIX)
-
-
 def table() -> list[Message]:
     """Everything but what belongs to a network; EEXIST when there is such a table."""
     made = [messages.add_table(INET, TABLE, exclusive=True)]
-    for family in _FAMILIES:
+    for family in FAMILIES:
         made += _sets(family)
     for name in ("hostports", "mapped", "snat4", "snat6"):
         made.append(messages.add_chain(INET, TABLE, name))
@@ -126,11 +91,11 @@ def table() -> list[Message]:
     return made + [_message(rule) for rule in rules()]
 
 
-SETS = frozenset(family.name(of) for family in _FAMILIES for of in ("ports", "hostip", "when", "whenip", "snat", "all"))
+SETS = frozenset(family.name(of) for family in FAMILIES for of in ("ports", "hostip", "when", "whenip", "snat", "all"))
 """The names of the sets that `table` makes."""
 
 
-def _sets(family: _Family) -> list[Message]:
+def _sets(family: Family) -> list[Message]:
     pod = (family.address, INET_SERVICE)
     port = (INET_PROTO, INET_SERVICE)
     address_port = (family.address, INET_PROTO, INET_SERVICE)
@@ -156,14 +121,14 @@ def rules() -> list[Rule]:
     return [
         *(_drop_loopback(title, offset) for title, offset in (("to 127.0.0.0/8", 16), ("from 127.0.0.0/8", 12))),
         Rule(chain="prerouting", title="hostPorts of the host's own addresses", parts=(*_local(), _jump("hostports"))),
-        Rule(chain="output", title="hostPorts, IPv4", parts=(*_is(_FOUR), *_local(), _jump("hostports"))),
+        Rule(chain="output", title="hostPorts, IPv4", parts=(*is_family(FOUR), *_local(), _jump("hostports"))),
         Rule(
             chain="output",
             title="hostPorts, IPv6; Linux cannot route out what came from ::1",
-            parts=(*_local(), *_is(_SIX), _dst(_SIX), x.cmp(x.NEQ, _LOOPBACK6), _jump("hostports")),
+            parts=(*_local(), *is_family(SIX), destination(SIX), x.cmp(x.NEQ, _LOOPBACK6), _jump("hostports")),
         ),
-        *(rule for family in _FAMILIES for rule in _conditional(family)),
-        *(rule for family in _FAMILIES for rule in _translated(family)),
+        *(rule for family in FAMILIES for rule in _conditional(family)),
+        *(rule for family in FAMILIES for rule in _translated(family)),
         Rule(
             chain="postrouting",
             title="hostPorts",
@@ -174,42 +139,46 @@ def rules() -> list[Rule]:
                 _jump("mapped"),
             ),
         ),
-        *(_mapped(family, name, "all", x.masquerade()) for family in _FAMILIES for name in PROTOCOLS),
-        *(_mapped(family, name, "snat", _jump(family.name("snat"))) for family in _FAMILIES for name in PROTOCOLS),
+        *(_mapped(family, name, "all", x.masquerade()) for family in FAMILIES for name in PROTOCOLS),
+        *(_mapped(family, name, "snat", _jump(family.name("snat"))) for family in FAMILIES for name in PROTOCOLS),
         Rule(
             chain="snat4",
             title="the host by 127.0.0.1",
-            parts=(*_is(_FOUR), x.payload(x.NETWORK, 12, 1), x.cmp(x.EQ, bytes((_LOOPBACK4,))), x.masquerade()),
+            parts=(*is_family(FOUR), x.payload(x.NETWORK, 12, 1), x.cmp(x.EQ, bytes((_LOOPBACK4,))), x.masquerade()),
         ),
     ]
 
 
 def subnet_rules(subnet: Subnet) -> list[Rule]:
     """The rules of one network's pods in one subnet."""
-    family = _FOUR if subnet.net.family == 4 else _SIX
-    source, destination = _src(family), _dst(family)
+    if subnet.kind == FORWARD:
+        from nodeplug.cni.filter import passage  # most nodes have no such pods
+
+        return passage.rules(subnet.net.family)
+    family = FOUR if subnet.net.family == 4 else SIX
+    src, dst = source(family), destination(family)
     network = subnet.net.network.ip.packed
     mask = _mask(subnet.net)
     if subnet.kind == HAIRPIN:
         # A pod that reaches itself or its neighbour by a hostPort: the answer would go straight to it, untranslated.
         parts = (
-            *_is(family),
-            source,
+            *is_family(family),
+            src,
             *_masked(mask),
             x.cmp(x.EQ, network),
-            destination,
+            dst,
             x.lookup(subnet.set_name),
             x.masquerade(),
         )
         return [Rule(chain=family.name("snat"), title=subnet.title, parts=parts)]
     parts = (
-        *_is(family),
-        source,
+        *is_family(family),
+        src,
         x.lookup(subnet.set_name),
-        destination,
+        dst,
         *_masked(mask),
         x.cmp(x.NEQ, network),
-        destination,
+        dst,
         x.bitwise(family.multicast_mask),
         x.cmp(x.NEQ, family.multicast),
         x.masquerade(),
@@ -219,6 +188,10 @@ def subnet_rules(subnet: Subnet) -> list[Rule]:
 
 def subnet(wanted: Subnet) -> list[Message]:
     """The set and the rules of one network's pods in one subnet; EEXIST when the set is there."""
+    if wanted.kind == FORWARD:
+        from nodeplug.cni.filter import passage
+
+        return [*passage.sets(wanted.net.family), *(_message(rule) for rule in passage.rules(wanted.net.family))]
     key = (IPV4_ADDR if wanted.net.family == 4 else IPV6_ADDR,)
     made = messages.add_set(INET, TABLE, wanted.set_name, key, comment=wanted.title, exclusive=True)
     return [made, *(_message(rule) for rule in subnet_rules(wanted))]
@@ -232,7 +205,7 @@ def _drop_loopback(title: str, offset: int) -> Rule:
     parts = (
         x.meta(x.META_IIF),
         x.cmp(x.NEQ, struct.pack("=I", _LO_INDEX)),
-        *_is(_FOUR),
+        *is_family(FOUR),
         x.payload(x.NETWORK, offset, 1),
         x.cmp(x.EQ, bytes((_LOOPBACK4,))),
         x.verdict(x.DROP),
@@ -240,57 +213,53 @@ def _drop_loopback(title: str, offset: int) -> Rule:
     return Rule(chain=RAW, title=title, parts=parts)
 
 
-def _conditional(family: _Family) -> list[Rule]:
+def _conditional(family: Family) -> list[Rule]:
     return [
         Rule(
             chain="hostports",
             title=f"hostIP with conditions, IPv{family.number}",
-            parts=(*_is(family), *_address_port(family), x.lookup(family.name("whenip"), into=0)),
+            parts=(*is_family(family), *_address_port(family), x.lookup(family.name("whenip"), into=0)),
         ),
         Rule(
             chain="hostports",
             title=f"with conditions, IPv{family.number}",
-            parts=(*_is(family), *_port(R0), x.lookup(family.name("when"), into=0)),
+            parts=(*is_family(family), *_port(R0), x.lookup(family.name("when"), into=0)),
         ),
     ]
 
 
-def _translated(family: _Family) -> list[Rule]:
+def _translated(family: Family) -> list[Rule]:
     dnat = x.dnat(family.nfproto, R0, family.after)
     return [
         Rule(
             chain="hostports",
             title=f"hostIP, IPv{family.number}",
-            parts=(*_is(family), *_address_port(family), x.lookup(family.name("hostip"), into=R0), dnat),
+            parts=(*is_family(family), *_address_port(family), x.lookup(family.name("hostip"), into=R0), dnat),
         ),
         Rule(
             chain="hostports",
             title=f"any address, IPv{family.number}",
-            parts=(*_is(family), *_port(R0), x.lookup(family.name("ports"), into=R0), dnat),
+            parts=(*is_family(family), *_port(R0), x.lookup(family.name("ports"), into=R0), dnat),
         ),
     ]
 
 
-def _mapped(family: _Family, protocol: str, of: str, then: bytes) -> Rule:
+def _mapped(family: Family, protocol: str, of: str, then: bytes) -> Rule:
     """A connection that one of our mappings translated: `ct original proto-dst` tells it from a Service's to that pod.
 
     One rule a protocol, because nft has a type for that port only where the protocol is known.
     """
     parts = (
-        *_is(family),
+        *is_family(family),
         x.meta(x.META_L4PROTO),
         x.cmp(x.EQ, bytes((PROTOCOLS[protocol],))),
-        _dst(family),
+        destination(family),
         *_port(family.after),
         x.ct(x.CT_PROTO_DST, family.after + 2, direction=x.DIR_ORIGINAL),
         x.lookup(family.name(of)),
         then,
     )
     return Rule(chain="mapped", title=f"{of} {protocol}, IPv{family.number}", parts=parts)
-
-
-def _is(family: _Family) -> tuple[bytes, ...]:
-    return x.meta(x.META_NFPROTO), x.cmp(x.EQ, bytes((family.nfproto,)))
 
 
 def _local() -> tuple[bytes, ...]:
@@ -301,22 +270,14 @@ def _jump(chain: str) -> bytes:
     return x.verdict(x.JUMP, chain)
 
 
-def _src(family: _Family) -> bytes:
-    return x.payload(x.NETWORK, family.src, family.address.size)
-
-
-def _dst(family: _Family) -> bytes:
-    return x.payload(x.NETWORK, family.dst, family.address.size)
-
-
 def _port(register: int) -> tuple[bytes, ...]:
     """meta l4proto . th dport"""
     return x.meta(x.META_L4PROTO, register), x.payload(x.TRANSPORT, 2, 2, register + 1)
 
 
-def _address_port(family: _Family) -> tuple[bytes, ...]:
+def _address_port(family: Family) -> tuple[bytes, ...]:
     """ip daddr . meta l4proto . th dport"""
-    return _dst(family), *_port(family.after)
+    return destination(family), *_port(family.after)
 
 
 def _mask(net: Net) -> bytes:

@@ -1,12 +1,15 @@
 """From values to what the table must hold for one attachment. Pure.
 
-A `Share` is what one plugin wants: bridge and ptp have MASQUERADE, portmap has PORTS; each adds and removes its own.
+A `Share` is what one plugin wants: bridge and ptp have MASQUERADE, portmap has PORTS, firewall has PASSAGE; each adds
+and removes its own.
 """
 
 from __future__ import annotations
 
 from nodeplug.cni.filter import layout
 from nodeplug.cni.filter.layout import PROTOCOLS, Subnet
+from nodeplug.core import inet
+from nodeplug.core.inet import Ip
 from nodeplug.core.record import Record
 from nodeplug.kernel.nft.wire import concat, port
 
@@ -16,13 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as Dictionary
     from typing import TypeVar
 
-    from nodeplug.core.inet import Ip, Net
+    from nodeplug.core.inet import Net
 
     T = TypeVar("T")
     PerProtocol = Dictionary[tuple[int, str], T]
 
 MASQUERADE = "masquerade"
 PORTS = "ports"
+PASSAGE = "passage"
 
 
 class Entry(Record):
@@ -53,7 +57,7 @@ class Condition(Record):
 class Share(Record):
     """All that one plugin wants in the table for one attachment."""
 
-    part: str  # MASQUERADE or PORTS
+    part: str  # MASQUERADE, PORTS or PASSAGE
     subnets: tuple[Subnet, ...] = ()
     entries: tuple[Entry, ...] = ()
     flows: tuple[Flow, ...] = ()
@@ -148,6 +152,32 @@ def ports(
         ),
         conditions=tuple(Condition(family=family, rules=tuple(found)) for family, found in written.items() if found),
     )
+
+
+def forwarded(addresses: Iterable[Ip], *, guarded: bool = False, bridge: str = "") -> Share:
+    """The pod's traffic passes wherever the host forwards.
+
+    With `guarded` no other pod may open a connection to it; of those, the ones that come by the host's link `bridge`
+    may after all. Answers to its own connections pass, and so does what comes from outside as far as the host's own
+    rules let it, which host ports always do.
+    """
+    from nodeplug.cni.filter import passage
+
+    subnets, entries = [], []
+    for ip in addresses:
+        family = ip.family
+        subnets.append(layout.Subnet(kind=layout.FORWARD, network="", net=inet.default(family)))
+        entries.append(Entry(set=f"pods{family}", key=ip.packed))
+        if guarded:
+            entries.append(Entry(set=f"ingress{family}", key=ip.packed))
+        if guarded and bridge:
+            entries.append(Entry(set=f"near{family}", key=ip.packed + passage.bridge_key(bridge)))
+    return Share(part=PASSAGE, subnets=tuple(dict.fromkeys(subnets)), entries=tuple(dict.fromkeys(entries)))
+
+
+def forwarded_addresses(share: Share) -> list[Ip]:
+    """The pod's addresses in a share of `forwarded`."""
+    return [Ip(packed=entry.key) for entry in share.entries if entry.set in ("pods4", "pods6")]
 
 
 def _fits(host_ip: Ip, address: Net) -> bool:

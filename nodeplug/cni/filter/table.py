@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from nodeplug.cni.contract import Attachment
+    from nodeplug.cni.filter.gates import Gate
     from nodeplug.cni.filter.plan import Entry, Share
     from nodeplug.kernel.netlink import Message, Netlink
 
@@ -135,7 +136,14 @@ class Table:
     def repair(self) -> int:
         """Make the whole table again from the index, whatever became of it. Returns how many shares it holds."""
         with _Named("cannot restore"):
-            return self._restore(whole=True)
+            held = self._restore(whole=True)
+            live = [holding for holding in self._index.holdings() if not holding.owner.gone()]
+        families = {
+            subnet.net.family for holding in live for subnet in holding.share.subnets if subnet.kind == layout.FORWARD
+        }
+        if families:
+            self.open_gates(sorted(families))
+        return held
 
     def collect(self, network: str, valid: frozenset[Attachment]) -> int:
         """Remove what belongs to the network and to none of `valid`. Returns how many shares and stray elements.
@@ -189,6 +197,31 @@ class Table:
             sentence = dropped(self._netlink, share.families)
         if sentence:
             self._warn(sentence)
+
+    def open_gates(self, families: Iterable[int], *, admin: str = "") -> None:
+        """Let marked packets through every base chain that drops forwarded ones, see `gates`.
+
+        `admin` is the administrator's own chain of iptables', asked before. Warns of a chain that cannot be opened.
+        """
+        from nodeplug.cni.filter import gates, opening
+
+        with _Named("cannot read what drops beside"):
+            closed = [gate for gate in gates.find(self._netlink, families, admin=admin) if not gate.is_open]
+            if closed:
+                opening.open_all(self._netlink, families, admin=admin, lock=self._index.gates(), warn=self._warn)
+
+    def closed_gates(self, families: Iterable[int], *, admin: str = "") -> list[Gate]:
+        """The base chains that drop forwarded packets and do not let marked ones through. Read-only."""
+        from nodeplug.cni.filter import gates
+
+        with _Named("cannot read what drops beside"):
+            return [gate for gate in gates.find(self._netlink, families, admin=admin) if not gate.is_open]
+
+    def obstacle(self, gate: Gate) -> str:
+        """Why a closed gate cannot be opened; empty where `open_gates` would. Read-only."""
+        from nodeplug.cni.filter import opening
+
+        return gate.obstacle or opening.lacking(gate)
 
     def _insert(self, holding: Holding) -> None:
         """Add the elements; restore the table where it is missing, replace what another left behind."""
@@ -306,7 +339,7 @@ class Table:
         for subnet in dict.fromkeys(subnet for holding in live for subnet in holding.share.subnets):
             if subnet.set_name not in present:
                 change += layout.subnet(subnet)
-                names.add(subnet.set_name)
+                names.update(subnet.set_names)
         found: dict[str, dict[bytes, Element]] = {}
         for holding in live:
             for entry in holding.share.entries:

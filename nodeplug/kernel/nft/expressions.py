@@ -38,6 +38,10 @@ CT_PROTO_DST = 12
 DIR_ORIGINAL = 0
 DIR_REPLY = 1
 
+STATE_INVALID = 0x1
+STATE_ESTABLISHED = 0x2
+STATE_RELATED = 0x4
+
 STATUS_DNAT = 0x20
 
 FIB_DADDR = 0x2
@@ -91,6 +95,11 @@ def _value(type: int, data: bytes) -> bytes:
 def meta(key: int, register: int = R0) -> bytes:
     """Load one META_* fact about the packet."""
     return _expression("meta", be32(2, key), be32(1, register))
+
+
+def set_meta(key: int, register: int = R0) -> bytes:
+    """Change one META_* fact about the packet, such as its mark, to what the register holds."""
+    return _expression("meta", be32(2, key), be32(3, register))
 
 
 def payload(base: int, offset: int, length: int, register: int = R0) -> bytes:
@@ -165,6 +174,17 @@ def load(value: bytes, register: int = R0) -> bytes:
 def verdict(code: int, chain: str = "") -> bytes:
     """End the rule: ACCEPT, DROP, RETURN, or JUMP and GOTO to `chain`."""
     return _expression("immediate", be32(1, _VERDICT_REGISTER), nest(2, verdict_data(code, chain)))
+
+
+def read_verdict(expression: Expression) -> tuple[int, str] | None:
+    """(code, chain) of an expression that `verdict` made; None for any other."""
+    if expression.name != "immediate":
+        return None
+    parts = attrs(attrs(dict(expression.attributes).get(2, b"")).get(2, b""))
+    if 1 not in parts:
+        return None
+    code = read_be32(parts[1])
+    return (code - (1 << 32) if code >> 31 else code), text(parts.get(2))
 
 
 def verdict_data(code: int, chain: str = "") -> bytes:

@@ -60,15 +60,17 @@ _NEWRULE, _GETRULE, _DELRULE = 6, 7, 8
 _NEWSET, _GETSET, _DELSET = 9, 10, 11
 _GETGEN = 16
 
+_OWNED = 0x2  # NFT_TABLE_F_OWNER
 _SET_MAP = 0x8
 _KEY_ORDER, _DATA_ORDER, _SET_COMMENT = 0, 1, 7
 
 
 class Table(Record):
-    """A table as listed."""
+    """A table as listed. One that is `owned` is changed by nobody but the process that made it."""
 
     name: str
     comment: str
+    owned: bool = False
 
 
 class Chain(Record):
@@ -171,6 +173,18 @@ def add_rule(family: int, table: str, chain: str, *parts: bytes, comment: str = 
     return message(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, family, body, "add rule", subject(family, table, chain))
 
 
+def insert_rule(
+    family: int, table: str, chain: str, *parts: bytes, before: int | None = None, comment: str = ""
+) -> Message:
+    """A rule of these expressions before the one with that handle, or at the chain's begin.
+
+    ENOENT when there is no such rule any more.
+    """
+    place = b"" if before is None else be64(6, before)
+    body = attr_text(1, table) + attr_text(2, chain) + nest(4, *parts) + place + _comment(7, comment)
+    return message(_NEWRULE, NLM_F_CREATE, family, body, "insert rule", subject(family, table, chain))
+
+
 def delete_rule(family: int, table: str, chain: str, handle: int | None = None) -> Message:
     """One rule by its handle, or every rule of the chain."""
     body = attr_text(1, table) + attr_text(2, chain) + (b"" if handle is None else be64(3, handle))
@@ -229,7 +243,10 @@ def delete_set(family: int, table: str, name: str) -> Message:
 def tables(netlink: Netlink, family: int) -> list[Table]:
     """All tables of the family."""
     found = (attrs(item, 4) for item in netlink.dump(message(_GETTABLE, 0, family, b"", "list tables", "")))
-    return [Table(name=text(item.get(1)), comment=read_comment(item.get(6))) for item in found]
+    return [
+        Table(name=text(item.get(1)), comment=read_comment(item.get(6)), owned=bool(read_be32(item.get(2)) & _OWNED))
+        for item in found
+    ]
 
 
 def chain(netlink: Netlink, family: int, table: str, name: str) -> Chain | None:
@@ -244,6 +261,13 @@ def chains(netlink: Netlink, family: int, table: str) -> list[Chain]:
     # The kernel's dump of chains knows no table, so others are left out here.
     found = netlink.dump(message(_GETCHAIN, 0, family, b"", "list chains", subject(family, table)))
     return [read_chain(item) for item in found if text(attrs(item, 4).get(1)) == table]
+
+
+def base_chains(netlink: Netlink, family: int, hook: int) -> list[tuple[str, Chain]]:
+    """The chains of that family that the kernel runs at the hook, each with its table's name."""
+    found = netlink.dump(message(_GETCHAIN, 0, family, b"", "list chains", subject(family)))
+    chains = [(text(attrs(item, 4).get(1)), read_chain(item)) for item in found]
+    return [(table, chain) for table, chain in chains if chain.hook == hook]
 
 
 def rules(netlink: Netlink, family: int, table: str, chain: str = "") -> list[Rule]:
