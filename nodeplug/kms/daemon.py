@@ -68,6 +68,11 @@ class Daemon:
 
     def _serve(self, environ: Mapping[str, str]) -> None:
         settings = self._settings
+        # The pages come first and go last: they tell of a start that is slow and of a drain.
+        self.health.set("serving", Condition(ok=False, message="starting"))
+        if settings.health.listen:
+            pages = HttpServer(settings.health.listen, standard_pages(self.health, self.registry))
+            self._closers.append(lambda _: pages.close())
         service = Service(
             self.provider,
             self.prober,
@@ -91,9 +96,6 @@ class Daemon:
             allowed_uids=settings.allowed_uids,
         )
         self._closers.append(server.close)
-        if settings.health.listen:
-            pages = HttpServer(settings.health.listen, standard_pages(self.health, self.registry))
-            self._closers.append(lambda _: pages.close())
 
     def _threads(self) -> int:
         return max(_THREADS, 2 * self.provider.limit) if isinstance(self.provider, Guarded) else _THREADS
