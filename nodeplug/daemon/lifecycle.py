@@ -33,6 +33,10 @@ EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: started again, it may work
 EXIT_PERMISSION = 77  # EX_NOPERM
 EXIT_CONFIG = 78  # EX_CONFIG: starting again helps nothing; RestartPreventExitStatus=78 in the units
 
+_LOOK = 1.0
+"""Seconds for which the main thread waits at most. A signal that comes while it gives the interpreter to another
+thread, on its way into the wait, does not end that wait: seen with SIGTERM to a busy process, which then stayed."""
+
 _EXIT_CODES: dict[type[BaseException], int] = {
     BaseException: EXIT_FAILED,
     errors.ConfigInvalid: EXIT_CONFIG,
@@ -67,6 +71,7 @@ class Lifecycle:
         self._notify_socket = environ.get("NOTIFY_SOCKET", "")
         self.alive = alive
         self._watchdog = _watchdog_seconds(environ)
+        self._fed = time.monotonic()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._previous: dict[signal.Signals, object] = {}
         self._stopping = threading.Event()
@@ -104,16 +109,19 @@ class Lifecycle:
         """The next event, or None after `timeout` seconds; sends the watchdog's messages meanwhile."""
         end = None if timeout is None else time.monotonic() + timeout
         while True:
-            step = self._watchdog / 2 if self._watchdog else None
+            step = _LOOK
+            if self._watchdog:
+                step = min(step, max(0.0, self._fed + self._watchdog / 2 - time.monotonic()))
             if end is not None:
-                left = max(0.0, end - time.monotonic())
-                step = left if step is None else min(step, left)
+                step = min(step, max(0.0, end - time.monotonic()))
             try:
                 return self._events.get(timeout=step)
             except queue.Empty:
                 pass
-            if self._watchdog and self.alive():
-                self.notify("WATCHDOG=1")
+            if self._watchdog and time.monotonic() >= self._fed + self._watchdog / 2:
+                self._fed = time.monotonic()
+                if self.alive():
+                    self.notify("WATCHDOG=1")
             if end is not None and time.monotonic() >= end:
                 return None
 

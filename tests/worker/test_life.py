@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -262,20 +263,24 @@ def test_worker_and_launcher_at_once_stay_excluded(worker: Node, ledger: Ledger)
         assert worker.call("DEL", BRIDGE, pod).code == 0
 
 
+THOUSAND = pytest.param(1000, marks=(pytest.mark.stress, pytest.mark.timeout(1800)))
+
+
+@pytest.mark.parametrize("count", [24, THOUSAND])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["restarted", "killed"])
 def test_under_load_no_pod_fails_for_good_and_no_address_is_given_twice(
-    worker: Node, ledger: Ledger, number: int
+    worker: Node, ledger: Ledger, number: int, count: int
 ) -> None:
     ledger.link("np-test0")
     ledger.table("inet", "nodeplug")
-    pods = [ledger.netns() for _ in range(24)]
+    pods = [ledger.netns() for _ in range(count)]
     done = threading.Event()
 
     def restart() -> None:
         while not done.is_set():
             worker.stop(number)
             worker.start()
-            done.wait(0.3)
+            done.wait(random.uniform(0.0, 1.0))
 
     def live(pod: object) -> str:
         for _ in range(20):
