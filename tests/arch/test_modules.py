@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.arch.imports import allowed, called_as, loaded
 from tests.child import run
+from tests.cni.chains import result, wire
 from tests.ledger import Ledger
 from tests.needs import needs
+from tests.space import Space
 
 pytestmark = needs("sandbox", "file:/usr/bin/python3")
 
 
-def cni(ledger: Ledger, command: str, conf: dict[str, Any]) -> list[str]:
-    """What the plugin `conf["type"]` imports to answer `command` about a fresh pod."""
-    directory, pod = ledger.directory(), ledger.netns()
+def cni(ledger: Ledger, command: str, conf: dict[str, Any], *, pod: Space | None = None) -> list[str]:
+    """What the plugin `conf["type"]` imports to answer `command` about a pod, a fresh one where none is given."""
+    directory, pod = ledger.directory(), pod or ledger.netns()
     env = {"CNI_CONTAINERID": pod.name, "CNI_IFNAME": "eth0", "CNI_NETNS": pod.path, "CNI_PATH": str(directory)}
     script = called_as(conf["type"], "nodeplug-cni", directory)
     document = json.dumps({"cniVersion": "1.0.0", "name": "arch", **conf}).encode()
@@ -57,3 +61,23 @@ def test_bridge_add_imports_only_what_is_listed(ledger: Ledger) -> None:
     conf = {"type": "bridge", "isDefaultGateway": True, "ipMasq": True, "ipam": ipam}
     cni(ledger, "ADD", conf)  # the first pod of a node makes the bridge and the table
     compare("cni-bridge-add", cni(ledger, "ADD", conf))
+
+
+CHAINED: dict[str, dict[str, Any]] = {
+    "bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 8_000_000, "egressBurst": 800_000},
+    "firewall": {"backend": "iptables"},
+    "sbr": {},
+    "tuning": {"mtu": 1400, "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}},
+}
+
+
+@pytest.mark.parametrize("plugin", CHAINED)
+def test_add_of_a_chained_plugin_imports_only_what_is_listed(ledger: Ledger, plugin: str) -> None:
+    """What a node's second pod costs: the table is there, and no other table has to be opened."""
+    ledger.table("inet", "nodeplug")
+    for _ in ("the first", "the one that is looked at"):
+        pod = ledger.netns()
+        end = wire(ledger, pod, "eth0", "10.1.0.2/24")
+        before = {**result(pod, "10.1.0.2/24,10.1.0.1", host=(end,)), "cniVersion": "1.0.0"}
+        found = cni(ledger, "ADD", {"type": plugin, **CHAINED[plugin], "prevResult": before}, pod=pod)
+    compare(f"cni-{plugin}-add", found)

@@ -197,7 +197,7 @@ def test_an_interface_that_is_not_there_is_named(ledger: Ledger, netns: Space) -
 def test_a_failed_add_puts_everything_back(ledger: Ledger, pod: Space) -> None:
     before = (routes(pod), routes(pod, family=6))
     # The second address's gateway is on no network of the interface, which the kernel refuses.
-    bad = result(pod, V4, "10.9.0.2/24,10.9.0.1")
+    bad = result(pod, V4, "10.9.0.2/24,10.8.0.1")
     error = sbr(ledger).refused("ADD", pod, {"prevResult": bad})
     assert "cannot set up source based routing for eth0" in error["msg"]
     assert (routes(pod), routes(pod, family=6)) == before

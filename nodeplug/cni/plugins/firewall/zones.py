@@ -53,9 +53,11 @@ class Zone:
 
     def join(self, addresses: Iterable[Ip]) -> None:
         """Make them sources of the zone. Raises `Refused` with firewalld's own words."""
+        if self._bus is None:
+            return
         from nodeplug.cni.plugins.firewall.bus import CallFailed
 
-        for ip in addresses if self._bus is not None else ():
+        for ip in addresses:
             try:
                 self._ask("addSource", ip)
             except CallFailed as error:
@@ -64,9 +66,11 @@ class Zone:
 
     def leave(self, addresses: Iterable[Ip]) -> None:
         """Take them out again; those that are in no zone are passed over."""
+        if self._bus is None:
+            return
         from nodeplug.cni.plugins.firewall.bus import CallFailed
 
-        for ip in addresses if self._bus is not None else ():
+        for ip in addresses:
             try:
                 self._ask("removeSource", ip)
             except CallFailed:

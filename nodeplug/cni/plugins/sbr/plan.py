@@ -73,6 +73,7 @@ def by_source(
     for source, table in zip(sources, tables, strict=False):
         mine = [route for route in own if _fits(route, source.address)]
         copies = [route.replace(table=table, flags=0, protocol=routes.BY_BOOT) for route in mine]
+        copies += _direct(source.address, mine, table, index)
         if source.gateway is not None:
             copies.append(_default(source.gateway, table, index))
         # Gateways are looked up when a route is added: the direct routes go first. The last of equal ones counts.
@@ -144,6 +145,14 @@ def _fits(route: Route, address: Net) -> bool:
     if route.src is None and not any(via):
         return True
     return any(known is not None and address.holds(Ip(packed=known)) for known in (route.src, *via))
+
+
+def _direct(address: Net, known: Sequence[Route], table: int, index: int) -> list[Route]:
+    """The route to the address's own network where none is known, as after an ADD that was killed."""
+    network = address.network
+    if address.prefix == address.ip.bits or any(_names(route, network) for route in known):
+        return []
+    return [Route(dst=network.ip.packed, prefix=network.prefix, oif=index, table=table)]
 
 
 def _default(gateway: Ip, table: int, index: int) -> Route:

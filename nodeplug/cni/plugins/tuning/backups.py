@@ -103,8 +103,9 @@ class Backups:
                 return
             for name in names:
                 path = f"{self._directory}/{name}"
-                owner = _owner(path) if name.startswith(("np", ".np")) else None
-                if owner is not None and owner.network == network and owner not in valid:
+                owner = _owner(path) if name.startswith("np") else None
+                stale = owner is not None and owner.network == network and owner not in valid
+                if stale or (name.startswith(".np") and files.is_abandoned(name)):
                     files.remove(path)
 
     def _path(self, attachment: Attachment) -> str:
