@@ -1,6 +1,7 @@
 # Each target sets up what it needs. `make help` lists them.
 SHELL := /bin/bash
-PYTHON ?= python3
+# The system's own, where there is one: it is what plugins run under.
+PYTHON ?= $(shell [ -x /usr/bin/python3 ] && echo /usr/bin/python3 || echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.nodeplug-setup
