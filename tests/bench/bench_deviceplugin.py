@@ -6,6 +6,7 @@ Each is a distribution over many rounds; the executable runs as it is installed,
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import time
@@ -34,7 +35,7 @@ def node(ledger: Ledger) -> Node:
 def row(what: str, values: list[float], target: float) -> None:
     """One line of the table in docs/performance/deviceplugin.md; seconds in, milliseconds out."""
     values = sorted(values)
-    p50, p99 = statistics.median(values), values[min(len(values) - 1, int(len(values) * 0.99))]
+    p50, p99 = statistics.median(values), values[math.ceil(0.99 * len(values)) - 1]
     met = "met" if p99 <= target else "MISSED"
     print(
         f"\n| {what} | {len(values)} | {p50 * 1000:.1f} | {p99 * 1000:.1f} | {values[-1] * 1000:.1f} "
