@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from nodeplug.core.document import reference
-from nodeplug.worker.settings import WorkerSettings
 from tests.child import run
 from tests.examples import ROOT, examples
 
@@ -42,8 +40,3 @@ def test_the_readmes_plugin_is_one(tmp_path: Path) -> None:
     mine.chmod(0o755)
     done = run([mine], env={"PYTHONPATH": str(ROOT), "CNI_COMMAND": "VERSION"}).ok()
     assert done.json()["cniVersion"] == "1.1.0"
-
-
-def test_the_workers_page_has_every_setting_as_it_is() -> None:
-    page = (ROOT / "docs" / "worker.md").read_text()
-    assert page.endswith(reference(WorkerSettings, "worker"))

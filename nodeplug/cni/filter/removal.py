@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 
 from nodeplug.cni.filter.layout import TABLE
-from nodeplug.core import company
 from nodeplug.core.errors import TryAgain
 from nodeplug.kernel.nft import elements, messages
 from nodeplug.kernel.nft.wire import INET
@@ -40,27 +39,18 @@ def delete_owned(netlink: Netlink, identity: str, entries: Iterable[Entry]) -> i
 
 
 def delete(netlink: Netlink, wanted: list[tuple[str, bytes]]) -> int:
-    """Delete these (set, key) in one transaction, with those of other calls; returns how many of these there were."""
-    return company.present().together(_delete_all, (netlink, wanted)) if wanted else 0
-
-
-def _delete_all(wanted: list[tuple[Netlink, list[tuple[str, bytes]]]]) -> list[int | Exception]:
-    """One transaction, sent again without what was gone, by the socket of the first."""
-    netlink = wanted[0][0]
-    left = list(dict.fromkeys(item for _, items in wanted for item in items))
+    """Delete these (set, key) in one transaction, sent again without those that were gone; returns how many."""
     for _ in range(_ATTEMPTS):
-        change = [message for name, key in left for message in elements.delete_elements(INET, TABLE, name, [key])]
+        change = [message for name, key in wanted for message in elements.delete_elements(INET, TABLE, name, [key])]
         refused = messages.attempt(netlink, change)
         for error in refused:
             if error.errno != errno.ENOENT:
                 raise error
         if not refused:
-            break
+            return len(wanted)
         gone = {error.index for error in refused}
-        left = [item for n, item in enumerate(left) if n not in gone]
-    else:
-        raise TryAgain(f"the elements of the nft table inet {TABLE} kept changing while some were deleted")
-    return [sum(item in left for item in items) for _, items in wanted]
+        wanted = [item for n, item in enumerate(wanted) if n not in gone]
+    raise TryAgain(f"the elements of the nft table inet {TABLE} kept changing while some were deleted")
 
 
 def drop_chain(netlink: Netlink, name: str) -> None:
