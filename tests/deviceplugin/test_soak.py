@@ -131,6 +131,36 @@ def test_reloads_disturb_nothing_that_stays(node: Node, reloads: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "rounds", [6, pytest.param(200, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])], ids=str
+)
+def test_reloads_restarts_and_hotplug_at_once(node: Node, rounds: int) -> None:
+    chance = random.Random(SEED)
+    node.configure(node.resource(), node.resource("nodeplug.dev/other"))
+    present: set[str] = set()
+    with node.kubelet() as kubelet, node.plugin() as plugin:
+        for number in range(rounds):
+            for _ in range(chance.randrange(30)):
+                name = f"d{chance.randrange(20)}"
+                if name in present:
+                    os.unlink(node.dev / name)
+                else:
+                    node.mknod(name)
+                present ^= {name}
+            if chance.random() < 0.5:
+                kubelet.restart()
+            shares = number % 4
+            extra = [node.resource("nodeplug.dev/other", share={"replicas": shares})] if shares else []
+            node.configure(node.resource(), *extra)
+            assert plugin.reload()
+            count = len(present)
+            kubelet.wait(RESOURCE, capacity=count, allocatable=count, timeout=30)
+            if extra:
+                kubelet.wait("nodeplug.dev/other", capacity=count * shares, allocatable=count * shares, timeout=30)
+            sockets = 1 + len(extra)
+            until(lambda n=sockets: len(kubelet.sockets) == n, "a socket for each resource", timeout=30)
+
+
+@pytest.mark.parametrize(
     "kills", [6, pytest.param(100, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])], ids=str
 )
 def test_kills_at_any_moment_leave_nothing_behind(node: Node, kills: int) -> None:
