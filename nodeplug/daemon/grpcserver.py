@@ -19,7 +19,7 @@ from typing import NoReturn, Self
 import grpc
 
 from nodeplug.core.errors import Unavailable
-from nodeplug.daemon.listeners import Place, Published
+from nodeplug.daemon.listeners import Place, Published, private_files
 from nodeplug.daemon.relay import Note, Relay
 
 _LAST_CALLS = 0.1  # seconds
@@ -186,13 +186,11 @@ class Server:
         self._relay.start()
 
     def _bind(self, path: str) -> None:
-        previous = os.umask(0o177)
         try:
-            self._grpc.add_insecure_port(f"unix:{path}")
+            with private_files():
+                self._grpc.add_insecure_port(f"unix:{path}")
         except RuntimeError as error:
             raise Unavailable(f"gRPC cannot listen on {path}: {error}") from None
-        finally:
-            os.umask(previous)
 
     def close(self, seconds: float) -> None:
         """Refuse new calls, let those under way end for up to `seconds`, then cancel them; free the socket's name.

@@ -12,7 +12,9 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -36,6 +38,23 @@ class Place:
     mode: int = 0o600
     group: int | None = None
     lock: bool = True
+
+
+_umask_lock = threading.Lock()
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """In a `with` block: what is made has no rights for others from its first moment.
+
+    The mask is the process's. Two threads that each put it back would leave the other's behind, so they take turns.
+    """
+    with _umask_lock:
+        previous = os.umask(0o177)
+        try:
+            yield
+        finally:
+            os.umask(previous)
 
 
 class Published:
@@ -70,16 +89,14 @@ class Published:
     def listen(self) -> socket.socket:
         """A listening stream socket, published."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        previous = os.umask(0o177)
         try:
-            listener.bind(self.staging)
+            with private_files():
+                listener.bind(self.staging)
             listener.listen(_BACKLOG)
             self.publish()
         except OSError as error:
             listener.close()
             raise from_os(error, f"cannot listen on {self.place.path}") from error
-        finally:
-            os.umask(previous)
         return listener
 
     def publish(self) -> None:

@@ -5,11 +5,13 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from nodeplug.core.errors import ConfigInvalid, Refused
+from nodeplug.daemon import listeners
 from nodeplug.daemon.listeners import LONGEST_PATH, Place, Published, inherited
 
 
@@ -171,3 +173,24 @@ def test_a_name_for_one_use_leaves_no_lock_behind(tmp_path: Path) -> None:
     with Published(Place(str(path), lock=False)) as name, name.listen():
         assert [entry.name for entry in tmp_path.iterdir()] == ["random.sock"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_many_listeners_at_once_leave_the_mask_of_the_process_as_it_was(directory: Path) -> None:
+    before = os.umask(0o022)
+    os.umask(before)
+
+    def open_and_close(number: int) -> None:
+        for _ in range(50):
+            with listeners.private_files():
+                (directory / f"{number}").touch()
+            assert (directory / f"{number}").stat().st_mode & 0o077 == 0
+            (directory / f"{number}").unlink()
+
+    threads = [threading.Thread(target=open_and_close, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = os.umask(before)
+    os.umask(before)
+    assert after == before
