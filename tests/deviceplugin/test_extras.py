@@ -161,7 +161,7 @@ def test_an_allocation_of_a_device_that_has_just_gone_waits_and_is_given(node: N
             os.unlink(node.dev / "a")
             kubelet.wait(RESOURCE, capacity=1, allocatable=0)
             assert direct.allocate([id]).devices
-            assert any("although unhealthy" in line for line in node.log)
+            until(lambda: any("although unhealthy" in line for line in node.log), "it is told")
             with pytest.raises(Refused, match="has no device 'never'"):
                 direct.allocate(["never"])
         finally:
