@@ -8,7 +8,7 @@ import re
 import socket
 from pathlib import Path
 
-from nodeplug.worker.settings import WorkerSettings
+from nodeplug.worker.settings import CollectSettings, HealthSettings, LogSettings, WorkerSettings
 from tests.child import run, until
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -101,3 +101,17 @@ def test_the_unit_gives_it_no_mount_namespace_and_leaves_proc_sys_alone() -> Non
     assert unit["Service"]["Type"] == "notify"
     assert {"WatchdogSec", "ExecReload", "TimeoutStopSec"} <= service
     assert float(unit["Service"]["TimeoutStopSec"]) > WorkerSettings().drain
+
+
+def test_the_page_has_every_setting() -> None:
+    page = (CHECKOUT / "docs" / "worker.md").read_text().partition("## Settings")[2].partition("\n## ")[0]
+    told = {
+        name
+        for line in page.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`([a-z._]+)`", line.split("|")[1])
+    }
+    parts = {"health": HealthSettings, "log": LogSettings, "collect": CollectSettings}
+    wanted = {name for name in WorkerSettings._keys if name not in parts}
+    wanted |= {f"{part}.{name}" for part, settings in parts.items() for name in settings._keys}
+    assert told == wanted
