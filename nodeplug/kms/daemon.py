@@ -57,7 +57,7 @@ class Daemon:
             self._closers.append(lambda _: self.provider.close())
             self.prober = Prober(self.provider, self.health, self.registry, self.note, pace)
             self.prober.probe(patience=_FIRST_PROBE)  # the first Status is good at once where the backend is
-            self._closers.append(lambda _: self.prober.close())
+            self._closers.append(self.prober.close)
             self.prober.start()
             self._serve(environ)
             self._watch(getattr(inner, "watched", ""))
@@ -126,10 +126,11 @@ class Daemon:
         stop, wake = os.pipe2(os.O_CLOEXEC)
         thread = threading.Thread(target=self._follow, args=(directory, stop), name="kms-watch", daemon=True)
 
-        def close(_: float) -> None:
+        def close(seconds: float) -> None:
             os.close(wake)
-            thread.join(5.0)
-            os.close(stop)
+            thread.join(seconds)
+            if not thread.is_alive():  # else it is reading the ring, and ends with the process
+                os.close(stop)
 
         self._closers.append(close)
         thread.start()

@@ -25,6 +25,7 @@ _LONGEST_WAIT = 10.0  # seconds, for a caller that sets no deadline
 _QUIET = 1.0  # seconds between two lines of the log about the same failure
 
 _BACKEND = (Unavailable, TryAgain, TimedOut)
+_PROMPT = ("Status", "Version")  # never wait for the provider
 
 
 class Service:
@@ -67,7 +68,7 @@ class Service:
         )
         self._uses: dict[tuple[str, str], Counter] = {}
 
-    def services(self, apis: tuple[str, ...]) -> list[grpc.GenericRpcHandler]:
+    def services(self, apis: tuple[str, ...]) -> list[grpcserver.Service]:
         """The gRPC services for the APIs named."""
         found = []
         if Api.V2.value in apis:
@@ -163,10 +164,9 @@ class Service:
 
     def _service(
         self, api: Api, name: str, methods: dict[str, Callable[[bytes, grpcserver.Call], bytes]]
-    ) -> grpc.GenericRpcHandler:
-        return grpcserver.unary_service(
-            name, {method: self._observed(api, method, answer) for method, answer in methods.items()}
-        )
+    ) -> grpcserver.Service:
+        observed = {method: self._observed(api, method, answer) for method, answer in methods.items()}
+        return grpcserver.Service(name, observed, prompt=_PROMPT)
 
     def _observed(self, api: Api, method: str, answer: grpcserver.Unary) -> grpcserver.Unary:
         """`answer` counted, timed and logged, its errors translated. The one boundary of the door."""
