@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refu
 from nodeplug.kms.contract import Api, CiphertextInvalid
 from nodeplug.kms.keyring import cipher, commands, document, transfer
 from nodeplug.kms.keyring.evidence import Evidence
-from nodeplug.kms.keyring.ring import DESTROY_AFTER, SETTLED, State
+from nodeplug.kms.keyring.ring import DESTROY_AFTER, MOST_ENTRIES, SETTLED, Export, State
 from nodeplug.kms.keyring.seals import PassphraseFile, Plain, SystemdCredential
-from nodeplug.kms.keyring.store import RolledBack, Store, new_ring
+from nodeplug.kms.keyring.store import Opened, RolledBack, Store, new_entry, new_ring
 from tests.needs import needs
 
 NOW = 1_800_000_000
@@ -53,6 +54,25 @@ def test_a_new_ring_has_one_active_key_and_is_its_owner_s_alone(store: Store) ->
 def test_a_second_init_is_refused(store: Store) -> None:
     with pytest.raises(Refused, match="there is a key ring"):
         commands.init(store, nodes=1, now=NOW)
+
+
+def test_a_ring_of_as_many_keys_as_it_may_have_is_read_back_and_so_is_its_export(
+    store: Store, directory: Path
+) -> None:
+    opened = store.load()
+    ring, key = opened.ring, opened.ring_key
+    for generation in range(2, MOST_ENTRIES + 1):
+        ring = ring.add(new_entry(ring.ring_id, key, generation, NOW), State.RETIRED, NOW)
+    every = tuple(range(1, MOST_ENTRIES + 1))
+    ring = replace(ring, exports=(Export(NOW, every),) * 50)
+    store.save(Opened(ring, key))
+    assert os.path.getsize(store.path) < document.LARGEST / 2
+    assert len(store.load().ring.entries) == MOST_ENTRIES
+    secret = str(passphrase(directory))
+    commands.export(store, str(directory / "export"), passphrase_file=secret, now=NOW)
+    assert len(transfer.read_export(str(directory / "export"), passphrase_file=secret).ring.entries) == MOST_ENTRIES
+    with pytest.raises(Refused, match="the ring holds 1000 keys"):
+        commands.add_key(store, now=NOW)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o622])

@@ -105,7 +105,7 @@ class Store:
 
     def _read(self) -> bytes:
         try:
-            return read_private(self.path, _WHAT)
+            return read_private(self.path, _WHAT, limit=document.LARGEST)
         except NotFound:
             raise NotFound(
                 f"there is no key ring at {self.path}",
