@@ -212,6 +212,11 @@ class Server:
         except RuntimeError as error:
             raise Unavailable(f"gRPC cannot listen on {path}: {error}") from None
 
+    @property
+    def alive(self) -> bool:
+        """Whether new connections are still let in."""
+        return self._relay is None or self._relay.alive
+
     def close(self, seconds: float) -> None:
         """Refuse new calls, let those under way end for up to `seconds`, then cancel them; free the socket's name.
 

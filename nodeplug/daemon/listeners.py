@@ -97,15 +97,21 @@ class Published:
         except OSError as error:
             listener.close()
             raise from_os(error, f"cannot listen on {self.place.path}") from error
+        except BaseException:
+            listener.close()
+            raise
         return listener
 
     def publish(self) -> None:
-        """Give the socket bound at `staging` its rights and its name. Raises OSError."""
-        if self.place.group is not None:
-            os.chown(self.staging, -1, self.place.group)
-        os.chmod(self.staging, self.place.mode)
-        status = os.lstat(self.staging)
-        os.rename(self.staging, self.place.path)
+        """Give the socket bound at `staging` its rights and its name. Raises `PermissionRefused`, `Unavailable`."""
+        try:
+            if self.place.group is not None:
+                os.chown(self.staging, -1, self.place.group)
+            os.chmod(self.staging, self.place.mode)
+            status = os.lstat(self.staging)
+            os.rename(self.staging, self.place.path)
+        except OSError as error:
+            raise from_os(error, f"cannot give {self.place.path} its mode, group and name") from error
         self._inode = status.st_dev, status.st_ino
 
     def close(self) -> None:
@@ -208,16 +214,17 @@ def _lock(path: str, subject: str) -> int:
     return fd
 
 
-def inherited(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:
-    """The listening stream sockets a service manager passed to this process, by name; see sd_listen_fds(3).
+def inherited(environ: Mapping[str, str], pid: int) -> list[tuple[str, socket.socket]]:
+    """The listening stream sockets a service manager passed to this process, with their names; see sd_listen_fds(3).
 
-    A socket without a name is called by its number. Each is closed on exec from now on. Raises `ConfigInvalid` when a
-    descriptor is not a listening unix stream socket, `PermissionRefused` when it cannot be looked at.
+    All sockets of one unit have one name. A socket without a name is called by its number. Each is closed on exec from
+    now on. Raises `ConfigInvalid` when a descriptor is not a listening unix stream socket, `PermissionRefused` when it
+    cannot be looked at.
     """
     if environ.get("LISTEN_PID") != str(pid) or not environ.get("LISTEN_FDS", "").isdecimal():
-        return {}
+        return []
     names = environ.get("LISTEN_FDNAMES", "").split(":")
-    found: dict[str, socket.socket] = {}
+    found: list[tuple[str, socket.socket]] = []
     for number in range(int(environ["LISTEN_FDS"])):
         fd = 3 + number
         try:
@@ -233,6 +240,5 @@ def inherited(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:
                 f"descriptor {fd} from the service manager is not a listening unix stream socket",
                 hint="use ListenStream=/absolute/path in the .socket unit",
             )
-        name = names[number] if number < len(names) and names[number] else str(number)
-        found[name] = listener
+        found.append((names[number] if number < len(names) and names[number] else str(number), listener))
     return found

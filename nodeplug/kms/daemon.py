@@ -5,6 +5,7 @@
 
 import os
 import select
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -81,13 +82,8 @@ class Daemon:
             status_version=settings.status_version,
             verbose=settings.log.level == "debug",
         )
-        listening = inherited(environ, os.getpid())
-        adopted = next((found for found in listening.values() if found.getsockname() == settings.socket), None)
-        for name, found in listening.items():
-            if found is not adopted:
-                self.note(f"the service manager's socket {name} ({found.getsockname()}) is not kms.socket; closed")
-                found.close()
-        server = Server(
+        adopted = self._adopted(environ)
+        self._server = server = Server(
             Place(settings.socket, settings.socket_mode, settings.socket_group),
             service.services(settings.apis),
             limits=Limits(threads=settings.threads or self._threads(), queue=settings.queue),
@@ -97,13 +93,25 @@ class Daemon:
         )
         self._closers.append(server.close)
 
+    def _adopted(self, environ: Mapping[str, str]) -> socket.socket | None:
+        """The service manager's socket at `kms.socket`; others that it passed are named and closed."""
+        own: socket.socket | None = None
+        for name, found in inherited(environ, os.getpid()):
+            # The unit may say /var/run where the settings say /run.
+            if own is None and os.path.realpath(found.getsockname()) == os.path.realpath(self._settings.socket):
+                own = found
+                continue
+            self.note(f"the service manager's socket {name} ({found.getsockname()}) is not kms.socket; closed")
+            found.close()
+        return own
+
     def _threads(self) -> int:
         return max(_THREADS, 2 * self.provider.limit) if isinstance(self.provider, Guarded) else _THREADS
 
     @property
     def alive(self) -> bool:
         """Whether the watchdog is to be fed."""
-        return self.health.live and self.prober.alive
+        return self.health.live and self.prober.alive and self._server.alive
 
     def reload(self) -> None:
         """Read what may have changed on disk: on SIGHUP, or when the watched directory changed."""

@@ -56,9 +56,7 @@ def test_a_second_init_is_refused(store: Store) -> None:
         commands.init(store, nodes=1, now=NOW)
 
 
-def test_a_ring_of_as_many_keys_as_it_may_have_is_read_back_and_so_is_its_export(
-    store: Store, directory: Path
-) -> None:
+def test_a_ring_of_as_many_keys_as_it_may_have_is_read_back_and_so_is_its_export(store: Store, directory: Path) -> None:
     opened = store.load()
     ring, key = opened.ring, opened.ring_key
     for generation in range(2, MOST_ENTRIES + 1):

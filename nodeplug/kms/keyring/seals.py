@@ -37,7 +37,8 @@ class Seal(Protocol):
 def read_private(path: str, what: str, *, limit: int = _LARGEST) -> bytes:
     """A file that only its owner may read, and that is no link.
 
-    Raises `Malformed` when it has more than `limit` bytes, `NotFound`, `Refused` with the command that mends it, and what `check_directories` raises.
+    Raises `NotFound`, `Refused` with the command that mends it, `Malformed` for more than `limit` bytes, and what
+    `check_directories` raises.
     """
     check_directories(os.path.dirname(path) or ".")
     try:

@@ -51,9 +51,9 @@ class Breaker:
         if not self.open:
             return
         with self._lock:
-            if not self.open:
-                return
             now = time.monotonic()
+            if self._until == 0.0:
+                return  # it closed meanwhile
             if now < self._until:
                 raise Unreachable(f"the backend did not answer the last {self._failures} calls; trying again soon")
             self._until = now + self._seconds
@@ -192,8 +192,8 @@ class Guarded(Provider):
         return found
 
     def _take_slot(self, call: Call) -> None:
-        """Wait for one of the slots. Raises `Throttled` and, for a caller that gave up meanwhile, `TimedOut`, which then
-        says nothing about the backend."""
+        """Wait for one of the slots. Raises `Throttled`, and `TimedOut` for a caller that gave up meanwhile: that says
+        nothing about the backend."""
         try:
             self._slots.get(timeout=max(0.0, call.seconds_left() - _ROOM))
         except queue.Empty:
