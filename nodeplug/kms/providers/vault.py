@@ -177,14 +177,15 @@ class Vault(Provider):
             token = self._login.token(call)
             answer = self._http.ask(method, path, body, token=token, call=call)
             if answer.status != 403:
+                self._login.accepted(token)
                 break
-            if attempt == 1:
-                self._login.refused(token)
+            if attempt == 2 or not self._login.refused(token):
+                break
         if answer.status == 400:
             raise _bad_request(answer)
         if answer.status == 403:
             raise Revoked(
-                "permission denied, also after a new login",
+                "permission denied, also for a new token",
                 hint=f"the policy has to allow {method} on {path}; docs/kms.md has one",
             )
         if answer.status == 404:
