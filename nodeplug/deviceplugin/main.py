@@ -4,16 +4,16 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Literal, NoReturn, cast
+from typing import NoReturn
 
 import nodeplug
 from nodeplug.core import config, document
 from nodeplug.core.errors import ConfigInvalid, Error
-from nodeplug.core.log import Log, to_descriptor
 from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
+from nodeplug.daemon.settings import open_log
 from nodeplug.deviceplugin.contract import Source
 from nodeplug.deviceplugin.daemon import Daemon
-from nodeplug.deviceplugin.settings import CONFIG, KUBELET_DIR, LogSettings, Settings, check, load
+from nodeplug.deviceplugin.settings import CONFIG, KUBELET_DIR, Settings, check, load
 
 _DRAIN = 5.0
 
@@ -112,12 +112,3 @@ def _stamp(path: str | None) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def open_log(wanted: LogSettings, environ: Mapping[str, str]) -> Log:
-    """The log on stderr, with levels for the journal where that is what stderr is (sd-daemon(3))."""
-    form = cast("Literal['json', 'text']", wanted.form)
-    level = cast("Literal['debug', 'info', 'warning', 'error']", wanted.level)
-    status = os.fstat(2)
-    journal = environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-    return Log(to_descriptor(2, journal=journal), form=form, level=level)
