@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
+from nodeplug.core.errors import Error
 from nodeplug.core.log import Event, Log
 from nodeplug.core.record import Record
 from nodeplug.daemon import metrics
@@ -115,7 +116,11 @@ class Daemon:
 
     def reload(self) -> None:
         """Read what may have changed on disk: on SIGHUP, or when the watched directory changed."""
-        self.provider.reload()
+        try:
+            self.provider.reload()
+        except Exception as error:  # an author's provider may fail in any way, and what was read before serves on
+            said = str(error) if isinstance(error, Error) else type(error).__name__
+            self.note(f"the provider cannot read its files again: {said}", level="error")
         self.prober.wake()
 
     def status(self) -> str:

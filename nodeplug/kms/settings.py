@@ -86,8 +86,17 @@ def load(path: str) -> KmsSettings:
     if "kms" not in found:
         raise ConfigInvalid(f"{path} has no table [kms]", hint="docs/kms.md shows a whole file")
     settings = config.section(KmsSettings, found, "kms", path)
+    problems = []
     if not settings.apis:
-        raise ConfigInvalid(f"{path}: kms.apis is empty, so nothing would be served")
+        problems.append(("kms.apis", "is empty, so nothing would be served"))
+    if settings.allowed_uids == ():
+        problems.append(
+            ("kms.allowed_uids", "is empty, so nobody would be served; leave it out to let the mode decide")
+        )
+    if settings.socket_group is not None and not settings.socket_mode & 0o060:
+        problems.append(("kms.socket_group", f"is of no use with socket_mode = {settings.socket_mode}; set it to 0660"))
+    if problems:
+        raise ConfigInvalid(f"the settings in {path} are not valid", problems=problems)
     return settings
 
 

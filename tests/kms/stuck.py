@@ -47,6 +47,9 @@ class Stuck(Provider):
         self._pass()
         return encrypted.ciphertext[::-1]
 
+    def reload(self) -> None:
+        raise ValueError("what it says may be anything")
+
 
 if __name__ == "__main__":
     run(Stuck)

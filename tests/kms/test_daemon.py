@@ -181,6 +181,8 @@ def test_of_several_sockets_with_one_name_the_right_one_is_used_by_whatever_path
         ('[kms]\nsockett = "/x"\n[kms.provider]\ntype = "local"\n', 78, "did you mean socket?"),
         ('[kms]\nsocket_mode = "0666"\n[kms.provider]\ntype = "local"\n', 78, "others must have no access"),
         ('[kms]\napis = []\n[kms.provider]\ntype = "local"\n', 78, "nothing would be served"),
+        ('[kms]\nallowed_uids = []\n[kms.provider]\ntype = "local"\n', 78, "nobody would be served"),
+        ('[kms]\nsocket_group = 1\n[kms.provider]\ntype = "local"\n', 78, "set it to 0660"),
         ('[kms.provider]\ntype = "lokal"\n', 78, 'no provider type "lokal"'),
         ('[kms.provider]\ntype = "no.such:Class"\n', 78, "cannot be imported"),
         ('[kms.provider]\ntype = "pathlib:Path"\n', 78, "not a subclass"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,11 +19,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refused, Unavailable
+from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refused, Unavailable, from_os
 from nodeplug.kms.contract import Api, CiphertextInvalid
 from nodeplug.kms.keyring import cipher, commands, document, transfer
 from nodeplug.kms.keyring.evidence import Evidence
-from nodeplug.kms.keyring.ring import DESTROY_AFTER, MOST_ENTRIES, SETTLED, Export, State
+from nodeplug.kms.keyring.ring import DESTROY_AFTER, MOST_ENTRIES, SETTLED, Export, Ring, State
 from nodeplug.kms.keyring.seals import PassphraseFile, Plain, SystemdCredential
 from nodeplug.kms.keyring.store import Opened, RolledBack, Store, new_entry, new_ring
 from tests.needs import needs
@@ -253,6 +254,30 @@ def test_a_full_disk_changes_nothing_and_says_so(directory: Path) -> None:
     (small / "ballast").unlink()
     commands.add_key(store, now=NOW)
     assert len(store.load().ring.entries) == 2
+
+
+class FullForNotes(Store):
+    """A disk that takes the ring and then nothing more."""
+
+    full = True
+
+    def _note(self, ring_key: bytes, ring: Ring) -> None:
+        if self.full:
+            raise from_os(OSError(errno.ENOSPC, "No space left on device"), f"cannot write {self.seen_path}")
+        super()._note(ring_key, ring)
+
+
+def test_a_disk_that_fills_between_ring_and_note_says_that_the_ring_is_changed(store: Store) -> None:
+    commands.add_key(store, now=NOW)
+    full = FullForNotes(store.path, Plain())
+    with pytest.raises(Unavailable, match=r"the ring is changed, but .*No space left"):
+        commands.activate(full, "", confirm="", now=NOW)
+    active = full.load().ring.active
+    assert active is not None
+    assert active.generation == 2
+    full.full = False
+    commands.activate(full, "2", confirm="", now=NOW)
+    commands.add_key(full, now=NOW)
 
 
 def test_another_command_at_work_is_waited_for_and_then_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_a_daemon_whose_backend_hangs_from_the_start_serves_its_socket_and_pages
     gate.unlink()
     until(lambda: "200" in stuck.page("/readyz"), "it becomes well", timeout=20)
     assert client.status().healthz == "ok"
+
+
+def test_a_provider_that_fails_to_read_its_files_again_serves_on(ledger: Ledger, stuck: Node) -> None:
+    client = start(ledger, stuck)
+    assert stuck.process is not None
+    stuck.process.signal(signal.SIGHUP)
+    until(lambda: "cannot read its files again: ValueError" in stuck.process.output(), "it is told")
+    assert client.status().healthz == "ok"
+    assert "anything" not in stuck.process.output()
 
 
 def test_a_probe_that_does_not_come_back_makes_the_provider_unwell_and_in_the_end_the_process_dead(
