@@ -142,6 +142,8 @@ class Service:
             protocol.check_shape(encrypted)
         except Error as error:
             raise Internal(f"the provider's answer breaks the contract: {error}") from None
+        if encrypted.key_id != key_id:
+            self._prober.wake()  # the provider has moved on; until Status says so, API servers throw such answers away
         self._used(encrypted.key_id, "encrypt")
         return encrypted
 

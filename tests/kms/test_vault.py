@@ -98,8 +98,9 @@ def test_a_version_that_no_longer_encrypts_gives_way_to_the_newest(opened: Opene
     old = opened.provider.key_id(call())
     server.keys["k8s"].rotate()
     server.keys["k8s"].min_encryption = 2
-    new = opened.provider.key_id(call())
-    assert opened.provider.encrypt(SEED, old, call()).key_id == new
+    reply = opened.provider.encrypt(SEED, old, call())  # before anybody has looked at the key again
+    assert reply.key_id == opened.provider.key_id(call()) != old
+    assert opened.provider.decrypt(reply, call()) == SEED
 
 
 def test_a_key_made_again_under_the_same_name_is_another_key(

@@ -72,6 +72,10 @@ class _Key:
         return next((version for version, name in self.ids.items() if name == key_id), None)
 
 
+class _VersionRefused(Revoked):
+    """This version of the key no longer encrypts, others may."""
+
+
 class Vault(Provider):
     """See the module."""
 
@@ -133,6 +137,14 @@ class Vault(Provider):
             version = found.version_of(key_id) or found.latest
         if version < found.oldest:
             version = found.latest
+        try:
+            return self._encrypted(plaintext, found, version, call)
+        except _VersionRefused:
+            # min_encryption_version was raised since the key was last looked at.
+            found = self._look(call)
+            return self._encrypted(plaintext, found, found.latest, call)
+
+    def _encrypted(self, plaintext: bytes, found: _Key, version: int, call: Call) -> Encrypted:
         body: dict[str, object] = {"plaintext": base64.b64encode(plaintext).decode(), "key_version": version}
         if found.aead:
             body["associated_data"] = _bound(call, found.ids[version])
@@ -225,6 +237,8 @@ def _bad_request(answer: Answer) -> Exception:
         return KeyRetired(
             "the transit engine no longer decrypts with this version", hint="lower min_decryption_version again"
         )
+    if "less than the minimum encryption key version" in said:
+        return _VersionRefused("the transit engine no longer encrypts with this version")
     if "not found" in said:
         return Revoked("the transit engine has no such key, or no such version", hint="was it trimmed or deleted?")
     if any(word in said for word in ("authentication failed", "invalid ciphertext", "could not decode", "decrypt")):
