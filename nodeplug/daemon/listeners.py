@@ -45,16 +45,31 @@ _umask_lock = threading.Lock()
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """In a `with` block: what is made has no rights for others from its first moment.
+    """In a `with` block: nobody but its owner can connect to a socket that is made, from its first moment.
 
-    The mask is the process's. Two threads that each put it back would leave the other's behind, so they take turns.
+    That takes the right to write, and nearly every process has a mask that gives it to no other. Only where it has not,
+    the mask is changed: it is the whole process's, so what other threads make meanwhile would get it too. They take
+    turns, as two that each put it back would leave the other's behind.
     """
-    with _umask_lock:
-        previous = os.umask(0o177)
-        try:
-            yield
-        finally:
-            os.umask(previous)
+    with _umask_lock:  # what is read meanwhile could be another's change
+        if changed := _umask() & 0o022 != 0o022:
+            previous = os.umask(0o177)
+            try:
+                yield
+            finally:
+                os.umask(previous)
+    if not changed:
+        yield
+
+
+def _umask() -> int:
+    """The process's mask, which umask(2) tells only by changing it; 0 where /proc does not tell."""
+    try:
+        with open("/proc/self/status", "rb") as status:
+            line = next(line for line in status if line.startswith(b"Umask:"))
+        return int(line.split()[1], 8)
+    except (OSError, StopIteration, ValueError):
+        return 0
 
 
 class Published:

@@ -181,8 +181,7 @@ def test_a_name_for_one_use_leaves_no_lock_behind(tmp_path: Path) -> None:
 
 
 def test_many_listeners_at_once_leave_the_mask_of_the_process_as_it_was(directory: Path) -> None:
-    before = os.umask(0o022)
-    os.umask(before)
+    before = os.umask(0)
 
     def open_and_close(number: int) -> None:
         for _ in range(50):
@@ -196,6 +195,20 @@ def test_many_listeners_at_once_leave_the_mask_of_the_process_as_it_was(director
         thread.start()
     for thread in threads:
         thread.join()
-    after = os.umask(before)
-    os.umask(before)
-    assert after == before
+    assert os.umask(before) == 0
+
+
+def test_a_mask_that_keeps_others_out_already_is_left_alone(directory: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with listeners.private_files():
+            # What another thread makes in this moment.
+            other = threading.Thread(target=lambda: (directory / "d").mkdir(0o755))
+            other.start()
+            other.join()
+            with socket.socket(socket.AF_UNIX) as own:
+                own.bind(str(directory / "s"))
+        assert (directory / "d").stat().st_mode & 0o777 == 0o755
+        assert (directory / "s").stat().st_mode & 0o022 == 0  # to connect takes the right to write
+    finally:
+        os.umask(before)
