@@ -287,7 +287,7 @@ def query(which: int | str) -> Message:
     """
     index, found_by = _selected(which)
     payload = _IFINFO.pack(0, 0, index, 0, 0) + found_by + _SKIP_STATISTICS
-    return Message(RTM_GETLINK, 0, payload, "link get", str(which))
+    return Message(RTM_GETLINK, 0, payload, "link get", which, asks=True)
 
 
 def find(route: Netlink, which: int | str) -> Link | None:
