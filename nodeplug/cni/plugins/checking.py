@@ -50,6 +50,12 @@ def pods_link(pod: Netlink, request: CheckRequest, kind: str, *, called: str = "
     return link
 
 
+def check_up(link: Link, request: CheckRequest) -> None:
+    """Raise `Refused` for a pod's link that is down."""
+    if not link.up:
+        raise Refused(f"{request.ifname} in {request.netns.path} is down", hint=MEND)
+
+
 def check_addresses(pod: Netlink, link: Link, request: CheckRequest) -> None:
     """Raise `Refused` for an address of the result that the pod's link has not."""
     result = request.prev_result

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from nodeplug.cni.contract import Interface, Result
 from nodeplug.cni.plugins import addressing, checking, hostlink, podlink
-from nodeplug.cni.plugins.checking import MEND
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.core.errors import Refused, doing
 from nodeplug.core.steps import Steps
@@ -108,8 +107,7 @@ def check(request: CheckRequest, kind: str, look: Callable[[Netlink, Link], obje
     """Whether the link is as the result says; `look(pod, link)` raises for what only the plugin knows."""
     with doing(f"cannot read the links of {request.netns.path}", hints=HINTS), podlink.inside(request.netns) as pod:
         link = checking.pods_link(pod, request, kind, called=podlink.called(kind))
-        if not link.up:
-            raise Refused(f"{request.ifname} in {request.netns.path} is down", hint=MEND)
+        checking.check_up(link, request)
         checking.check_addresses(pod, link, request)
         checking.check_routes(pod, request)
         if look is not None:

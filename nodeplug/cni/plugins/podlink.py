@@ -12,7 +12,7 @@ import errno
 from nodeplug.cni.plugins import hostlink
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.core.errors import Unavailable, doing
-from nodeplug.core.naming import identity
+from nodeplug.core.naming import digest
 from nodeplug.core.steps import Steps
 from nodeplug.kernel import netns as namespaces
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
@@ -43,11 +43,16 @@ def called(kind: str) -> str:
 
 
 def name_of(attachment: Attachment) -> str:
-    """What the link is called until it is labelled.
+    """What the link is called until it is labelled, which is done from another socket and so not in the same moment.
 
-    Not the name of a veth of the same attachment: the kernel wants this one to be free on the host as well.
+    GC knows by its beginning what network it is of. It is not the name of a veth of the same attachment: the kernel
+    wants this one to be free on the host as well.
     """
-    return identity("pod", attachment.network, attachment.container, attachment.ifname)
+    return _beginning(attachment.network) + digest(f"{attachment.container}\0{attachment.ifname}", 8)
+
+
+def _beginning(network: str) -> str:
+    return "np" + digest(network, 5)
 
 
 def check_support(kind: str) -> None:
@@ -131,8 +136,7 @@ def remove(request: DelRequest, kind: str, belongs: Callable[[Link], bool] | Non
 
 def _remove_own(pod: Netlink, attachment: Attachment, kind: str) -> bool:
     """Whatever it is called by now: a program in the pod may have renamed it."""
-    with doing(f"cannot look for the link of {attachment}", hints=HINTS):
-        there = links.dump(pod, kind=kind)
+    there = _dump(pod, kind)
     found = [link for link in there if is_finished(link, attachment, kind) or is_unfinished(link, attachment, kind)]
     for link in found:
         hostlink.remove(pod, link.index)
@@ -140,11 +144,14 @@ def _remove_own(pod: Netlink, attachment: Attachment, kind: str) -> bool:
 
 
 def remove_stale(network: str, valid: Collection[Attachment], kind: str) -> None:
-    """Delete the links of the network that belong to no attachment of `valid`."""
-    steps = Steps()
-    for pod, link, attachment in owned(kind):
-        if attachment.network == network and attachment not in valid:
-            steps.run(_removal(pod, link))
+    """Delete the network's links that belong to no attachment of `valid`, while none of its ADDs is at work."""
+    steps, beginning = Steps(), _beginning(network)
+    for pod in _namespaces():
+        for link in _dump(pod, kind):
+            attachment = hostlink.parse_label(link.alias)
+            stale = attachment is not None and attachment.network == network and attachment not in valid
+            if stale or (not link.alias and link.name.startswith(beginning)):
+                steps.run(_removal(pod, link))
     steps.close()
 
 
@@ -152,18 +159,21 @@ def _removal(pod: Netlink, link: Link) -> Callable[[], bool]:
     return lambda: hostlink.remove(pod, link.index)
 
 
-def owned(kind: str) -> Iterator[tuple[Netlink, Link, Attachment]]:
-    """Every labelled link of that kind on the node, with a socket in its namespace and whose it is.
+def owners() -> Iterator[Attachment]:
+    """Whom the labels on links in all pods of the node name.
 
-    A label can be changed by programs in the pod that have the right to, for links of that pod only.
+    A label can be changed by programs in the pod that have the right to, on links of that pod only.
     """
     for pod in _namespaces():
-        with doing("cannot list the links of a pod", hints=HINTS):
-            there = links.dump(pod, kind=kind)
-        for link in there:
+        for link in _dump(pod, ""):
             attachment = hostlink.parse_label(link.alias)
             if attachment is not None:
-                yield pod, link, attachment
+                yield attachment
+
+
+def _dump(pod: Netlink, kind: str) -> list[Link]:
+    with doing("cannot list the links of a pod", hints=HINTS):
+        return links.dump(pod, kind=kind)
 
 
 def _namespaces() -> Iterator[Netlink]:

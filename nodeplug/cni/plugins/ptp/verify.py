@@ -21,6 +21,7 @@ def check(request: CheckRequest) -> None:
     with doing("cannot read the links of host and pod", hints=HINTS), Netlink(NETLINK_ROUTE) as host:
         with Netlink(NETLINK_ROUTE, netns=request.netns) as pod:
             inner = checking.pods_link(pod, request, hostlink.KIND)
+            checking.check_up(inner, request)
             checking.check_addresses(pod, inner, request)
             checking.check_routes(pod, request)
         end = _host_end(host, inner, request)
@@ -39,8 +40,8 @@ def _host_end(host: Netlink, inner: Link, request: CheckRequest) -> Link:
         link = links.find(host, name)
         if link is None or link.kind != hostlink.KIND or link.parent != inner.index or inner.parent != link.index:
             continue
-        if not link.up or not inner.up:
-            raise Refused(f"{name if inner.up else inner.name}, an end of the pod's link, is down", hint=MEND)
+        if not link.up:
+            raise Refused(f"{name}, the host's end of {inner.name}, is down", hint=MEND)
         return link
     raise Refused(f"the other end of {inner.name} is not on this host", hint=MEND)
 
