@@ -58,12 +58,18 @@ class MasterConf(NetConf):
 
 
 def make(
-    request: AddRequest, pod: Netlink, kind: str, master: str, describe: Callable[[Link, Netns | None], Message]
+    request: AddRequest,
+    pod: Netlink,
+    kind: str,
+    master: str,
+    describe: Callable[[Link, Netns | None], Message],
+    *,
+    taken: str = "",
 ) -> None:
     """Make the link that `describe(master, netns)` describes, in the namespace where the master is.
 
     `netns` is where it is to appear, None for that very namespace. `master` is a name, or empty for the link of the
-    default route.
+    default route. `taken` says what to do where the master has such a link already.
     """
     config: MasterConf = request.config
     with Netlink(NETLINK_ROUTE) as host:
@@ -74,6 +80,7 @@ def make(
             hints={
                 **HINTS,
                 errno.EOPNOTSUPP: f"this kernel has no {kind} links ({OPTIONS[kind]})",
+                errno.EEXIST: taken,
                 errno.EBUSY: f"{found.name} carries links that exclude this one, or is a bridge's port",
             },
         ):

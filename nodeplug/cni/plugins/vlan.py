@@ -42,6 +42,7 @@ class Vlan(Plugin):
                 lambda master, netns: uppers.add_vlan(
                     name, master.index, config.vlan_id, mtu=config.mtu or None, netns=netns
                 ),
+                taken=f"a link for VLAN {config.vlan_id} of {config.master} is on the host, or in another pod",
             )
 
         return podcommands.add(request, VLAN, make, dns=config.dns, mtu=config.mtu, detect_duplicates=True)
