@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nodeplug.cni.filter.index import Index
 from nodeplug.cni.ipam.store import directory_of
-from nodeplug.cni.plugins import hostlink
+from nodeplug.cni.plugins import hostlink, podlink
 from nodeplug.core import files
 from nodeplug.core.errors import Malformed
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
@@ -102,10 +102,10 @@ def _in_filter(network: str) -> Iterator[Trace]:
 
 
 def _in_links(network: str) -> Iterator[Trace]:
-    """A veth ends with the namespace of its other end, so one that is there has both."""
+    """A veth ends with the namespace of its other end, so one that is there has both; others are in pods themselves."""
     with Netlink(NETLINK_ROUTE) as route:
         found = [hostlink.owner(link) for link in links.dump(route, kind=hostlink.KIND)]
-    for attachment in found:
+    for attachment in (*found, *podlink.owners()):
         if attachment is not None and attachment.network == network:
             yield Trace(attachment.container, attachment.ifname, 0.0, namespace=True)
 
