@@ -287,7 +287,7 @@ class Netlink:
 
     def _send(self, data: bytes, message: Message) -> None:
         try:
-            self._socket.send(data)
+            self._socket.sendto(data, (0, 0))
         except OSError as error:
             raise _failure(error.errno or errno.ETIMEDOUT, message, f"netlink send of {len(data)} bytes") from error
 

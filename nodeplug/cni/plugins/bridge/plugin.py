@@ -49,7 +49,7 @@ class Bridge(Plugin):
         with Netlink(NETLINK_ROUTE) as host, _inside(request) as pod, Undo() as undo:
             bridge = _ensure_bridge(host, request)
             if config.macspoofchk and mac is None:
-                mac = device.new_mac()
+                mac = hostlink.new_mac()
             port = ports.connect(host, bridge, request, undo, mac=mac)
             if config.macspoofchk and mac is not None:
                 _guard(request, mac, undo)
