@@ -76,7 +76,7 @@ def wait_until_up(host: Netlink, link: Link, failing: str) -> Link:
         return watch.wait_for_operstate(host, link.index, timeout=_UP_WITHIN)
     except TimeoutError as error:
         raise TimedOut(
-            f"{failing}: {error.strerror}",
+            f"{failing} {error.strerror}",
             hint=f"is the pod's end of {link.name}, or what it is a port of, being set down by somebody?",
         ) from error
 

@@ -44,7 +44,7 @@ def connect(host: Netlink, bridge: Link, request: AddRequest, undo: Undo, *, mac
 
 def wait_until_forwarding(host: Netlink, port: Link) -> Link:
     """The port, once its frames reach the bridge. Raises `TimedOut`."""
-    return veth.wait_until_up(host, port, "bridge port in error state")
+    return veth.wait_until_up(host, port, "bridge port in error state:")
 
 
 def is_guarded(name: str) -> bool:

@@ -189,6 +189,6 @@ def _finished(host: Netlink, request: AddRequest, end: Link) -> Link:
     """The host's end once packets pass by it, labelled as one in use. udev may have changed its MAC address."""
     with doing(f"cannot read link {end.name}", hints=HINTS):
         (answer,) = host.request(links.query(end.index))
-        end = veth.wait_until_up(host, links.parse(answer or b""), f"link {end.name} does not come up")
+        end = veth.wait_until_up(host, links.parse(answer or b""), f"link {end.name} does not come up:")
         host.request(hostlink.labelled(end.name, request.attachment, finished=True))
     return end
