@@ -5,9 +5,9 @@
     @needs("link:vlan")
     def test_...
 
-Names: `root`, `sandbox`, `sctp`, `vlan-filtering`, `overlay`, `loop`, `transit-server` (OpenBao or Vault), and three
-families: `program:NAME` (on PATH), `file:PATH`, `link:KIND` (a kind of `ip link add type`). A test that needs one of
-`IN_THE_VM` is marked `vm` by itself.
+Names: `root`, `sandbox`, `sctp`, `vlan-filtering`, `selinux` (a kernel with it, whose policy is the test's to load),
+`overlay`, `loop`, `transit-server` (OpenBao or Vault), and three families: `program:NAME` (on PATH), `file:PATH`,
+`link:KIND` (a kind of `ip link add type`). A test that needs one of `IN_THE_VM` is marked `vm` by itself.
 Each name that may be missing on Debian 12 stands in expected-skips.txt, with the place where the test runs instead.
 """
 
@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox import inside
+from tests.sandbox import IN_VM, inside
 
-IN_THE_VM = frozenset({"sctp", "vlan-filtering", "link:vlan", "link:ipvlan", "link:dummy", "link:vrf"})
+IN_THE_VM = frozenset({"sctp", "vlan-filtering", "selinux", "link:vlan", "link:ipvlan", "link:dummy", "link:vrf"})
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
@@ -63,6 +63,13 @@ def _sctp() -> str:
 
 def _vlan_filtering() -> str:
     return _in_trial_namespaces("ip link add name trial type bridge vlan_filtering 1")
+
+
+def _selinux() -> str:
+    if os.environ.get(IN_VM) != "1":
+        return "not in the emulated machine, and a test must not load a policy here"
+    there = "selinuxfs" in Path("/proc/filesystems").read_text().split()
+    return "" if there else "the kernel was booted without SELinux"
 
 
 def _link(kind: str) -> str:
@@ -111,6 +118,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "sandbox": _sandbox,
     "sctp": _sctp,
     "vlan-filtering": _vlan_filtering,
+    "selinux": _selinux,
     "overlay": _overlay,
     "loop": _loop,
     "transit-server": _transit_server,

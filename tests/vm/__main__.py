@@ -23,12 +23,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.sandbox import CHECKOUT
-from tests.skips import IN_VM, strict
+from tests.sandbox import CHECKOUT, IN_VM
+from tests.skips import strict
 from tests.vm import initrd
 from tests.vm.kernel import kernel
 
-PACKAGES = ("qemu-system-x86", "qemu-system-common", "kmod", "busybox-static")
+PACKAGES = ("qemu-system-x86", "qemu-system-common", "kmod", "busybox-static", "secilc")
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 TIMEOUT = 285.0  # seconds; all of it must stay under five minutes
 MEMORY = "1536M"
@@ -151,7 +151,8 @@ def qemu(scratch: Path, image: Path, status: Path) -> list[str]:
         *("-chardev", f"socket,id=root,path={scratch / 'root.sock'}"),
         *("-device", f"vhost-user-fs-pci,chardev=root,tag={initrd.TAG}"),
         *("-kernel", str(image), "-initrd", str(scratch / "initrd")),
-        *("-append", "console=ttyS0 quiet panic=-1"),
+        # SELinux labels nothing and refuses nothing until a test loads a policy.
+        *("-append", "console=ttyS0 quiet panic=-1 security=selinux"),
     ]
 
 

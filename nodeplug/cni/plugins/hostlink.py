@@ -7,21 +7,17 @@ but GC has to tell which links belong to its network, and a name cannot be read 
 from __future__ import annotations
 
 import errno
-import os
 
 from nodeplug.cni.contract import Attachment
 from nodeplug.core import company
-from nodeplug.core.errors import Refused, TimedOut, doing
-from nodeplug.kernel import sysctl
-from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
-from nodeplug.kernel.rtnl import deletes, links, veths
+from nodeplug.core.errors import Refused, doing
+from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
+from nodeplug.kernel.rtnl import deletes, links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Collection
 
-    from nodeplug.cni.contract import AddRequest, DelRequest, Result
-    from nodeplug.core.undo import Undo
     from nodeplug.kernel.netlink import Message
     from nodeplug.kernel.rtnl.links import Link
 
@@ -33,8 +29,6 @@ HINTS = {
 }
 
 _UNFINISHED = "unfinished "
-_UP_WITHIN = 5.0
-"""Seconds."""
 _TOGETHER = 64
 _LONGEST_LABEL = 255 - len(_UNFINISHED)  # the kernel's IFALIASZ less one
 
@@ -88,128 +82,6 @@ def is_leftover(link: Link | None, attachment: Attachment) -> bool:
         f" kind {link.kind or 'none'!r}, alias {link.alias!r}",
         hint="find out who made it; delete or rename it",
     )
-
-
-def connect(
-    host: Netlink,
-    request: AddRequest,
-    undo: Undo,
-    *,
-    to: str,
-    mtu: int,
-    mac: bytes | None = None,
-    master: int | None = None,
-    settings: Iterable[Message] = (),
-) -> Link:
-    """The host's end of a new veth, up; its `parent` is the index of the pod's end, which is down.
-
-    `to` is what a failure is told to have kept the pod from; `mac` is the pod's; `settings` are sent along, once the
-    link is there. Raises `Refused` when the pod has an interface of that name.
-    """
-    name, ifname, path = request.attachment.identity, request.ifname, request.netns.path
-    pair = veths.add(
-        name,
-        ifname,
-        peer_netns=request.netns,
-        mtu=mtu or None,
-        mac=new_mac(),  # udev would change one that the kernel made up
-        master=master,
-        peer_mac=mac,
-    )
-    with doing(f"cannot connect {ifname} in {path} to {to}", hints=HINTS):
-        made, named = host.attempt(pair, labelled(name, request.attachment, finished=False))
-        if isinstance(made, NetlinkError):
-            if made.errno == errno.EEXIST and isinstance(named, NetlinkError):
-                raise Refused(
-                    f"interface {ifname} already exists in {path}",
-                    hint="a pod's interface names differ; it was left as it is",
-                ) from made
-            raise made
-        undo.push(lambda: remove(host, name))
-        if isinstance(named, NetlinkError):
-            raise named
-        _spare_ipv6(name, is_port=master is not None)
-        *_, answer = host.request(links.set(name, up=True), *settings, links.query(name))
-    return links.parse(answer or b"")
-
-
-def new_mac() -> bytes:
-    """A random MAC address, locally administered."""
-    return bytes((os.urandom(1)[0] & 0xFC | 0x02,)) + os.urandom(5)
-
-
-def _spare_ipv6(name: str, *, is_port: bool) -> None:
-    """Keep the host from speaking IPv6 by the link for itself.
-
-    A bridge's port has no use for it: what comes in by it is the bridge's. Yet each would have an address and two
-    routes, all of which the kernel looks through when any link changes; and would solicit routers in the pod. Any other
-    end is only to take no routes from the pod.
-    """
-    if is_port:
-        sysctl.prefer("1", "net", "ipv6", "conf", name, "disable_ipv6")
-    else:
-        sysctl.prefer("0", "net", "ipv6", "conf", name, "accept_ra")
-
-
-def wait_until_up(host: Netlink, link: Link, failing: str) -> Link:
-    """The link once packets pass by it, as they do when the pod's end is up. Raises `TimedOut`, which `failing` opens.
-
-    The kernel follows a carrier in its own time, a millisecond where it is not busy with other links.
-    """
-    if link.operstate == links.OPER_UP:
-        return link
-    from nodeplug.kernel.rtnl import watch
-
-    try:
-        return watch.wait_for_operstate(host, link.index, timeout=_UP_WITHIN)
-    except TimeoutError as error:
-        raise TimedOut(
-            f"{failing}: {error.strerror}", hint=f"is the pod's end of {link.name}, or its own, being set down?"
-        ) from error
-
-
-def disconnect(request: DelRequest, belongs: Callable[[Netlink, Link], bool]) -> None:
-    """Take the attachment's link away, whichever plugin made it; nothing there is success.
-
-    The reference plugins' have random names, which only a result and the pod's end tell. A runtime also deletes after
-    an ADD that was refused because the pod has an interface of that name, of another network, which stays: `belongs`
-    is asked of an unlabelled one's end on the host whether this network's configuration makes such.
-    """
-    with doing("cannot look for the pod's link", hints=HINTS), Netlink(NETLINK_ROUTE) as host:
-        if remove(host, request.attachment.identity):
-            return
-        if not _remove_inside(host, request, belongs) and request.prev_result is not None:
-            _remove_outside(host, request.prev_result)
-
-
-def _remove_inside(host: Netlink, request: DelRequest, belongs: Callable[[Netlink, Link], bool]) -> bool:
-    if request.netns is None:
-        return False
-    with Netlink(NETLINK_ROUTE, netns=request.netns) as pod:
-        link = links.find(pod, request.ifname)
-        if link is None or link.kind != KIND or not _is_ours(host, link, request, belongs):
-            return False
-        return remove(pod, link.index)
-
-
-def _is_ours(host: Netlink, link: Link, request: DelRequest, belongs: Callable[[Netlink, Link], bool]) -> bool:
-    if request.prev_result is not None:
-        return any(found.name == link.name and found.sandbox for found in request.prev_result.interfaces)
-    port = links.find(host, link.parent) if link.parent else None
-    if port is None or port.parent != link.index or port.kind != KIND or owner(port) is not None:
-        return False
-    return belongs(host, port)
-
-
-def _remove_outside(host: Netlink, result: Result) -> None:
-    """By the host's end in the result, as long as it is still that one: names come again, with other MAC addresses."""
-    for interface in result.interfaces:
-        link = links.find(host, interface.name) if interface.name and not interface.sandbox else None
-        if link is None or link.kind != KIND or owner(link) is not None:
-            continue
-        # The gateway's link of a VLAN is a veth too, with both its ends on the host.
-        if link.parent_netnsid is not None and link.mac.hex(":") == interface.mac.lower():
-            remove(host, link.index)
 
 
 def remove(route: Netlink, which: int | str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from nodeplug.cni.contract import Plugin, Result
 from nodeplug.cni.plugins import addressing, masters, podcommands
-from nodeplug.cni.plugins.checking import MEND
 from nodeplug.cni.plugins.keys import optional_link_name
 from nodeplug.cni.plugins.masters import MasterConf
 from nodeplug.core.errors import ConfigInvalid, Refused
@@ -64,6 +63,8 @@ class Ipvlan(Plugin):
 
     def check(self, request: CheckRequest) -> None:
         """Without a `master` the link may sit on any: the result no longer has the one before it."""
+        from nodeplug.cni.plugins.checking import MEND
+
         config: IpvlanConf = request.config
 
         def look(pod: Netlink, link: Link) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from nodeplug.cni.contract import Plugin
 from nodeplug.cni.plugins import masters, podcommands
-from nodeplug.cni.plugins.checking import MEND
 from nodeplug.cni.plugins.keys import Args, RuntimeConfig, mac, requested_mac
 from nodeplug.cni.plugins.masters import MasterConf
 from nodeplug.core.document import integer, nested
@@ -72,6 +71,8 @@ class Macvlan(Plugin):
         podcommands.delete(request, MACVLAN, lambda link: masters.made_on(request, master, link))
 
     def check(self, request: CheckRequest) -> None:
+        from nodeplug.cni.plugins.checking import MEND
+
         config: MacvlanConf = request.config
 
         def look(pod: Netlink, link: Link) -> None:

@@ -10,7 +10,6 @@ from _socket import AF_INET, AF_INET6
 
 from nodeplug.cni.contract import Dns, NetConf
 from nodeplug.cni.plugins import podcommands
-from nodeplug.cni.plugins.checking import MEND
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.keys import dns, mtu, optional_link_name
 from nodeplug.cni.plugins.podlink import OPTIONS
@@ -128,6 +127,8 @@ def _default(route: Netlink) -> int:
 
 def check(route: Netlink, name: str, config: MasterConf, link: Link) -> None:
     """Raise `Refused` when the pod's link sits on another master than the configured one."""
+    from nodeplug.cni.plugins.checking import MEND
+
     master = find(route, name, config)
     if not _sits_on(link, master):
         raise Refused(f"{link.name} does not sit on {master.name}", hint=MEND)

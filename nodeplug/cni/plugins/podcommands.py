@@ -6,7 +6,7 @@ Shared by macvlan, ipvlan, vlan, tap and dummy. The link itself is `podlink`.
 from __future__ import annotations
 
 from nodeplug.cni.contract import Interface, Result
-from nodeplug.cni.plugins import addressing, checking, hostlink, podlink
+from nodeplug.cni.plugins import addressing, hostlink, podlink
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.core.errors import Refused, doing
 from nodeplug.core.steps import Steps
@@ -105,6 +105,8 @@ def _take_back(request: AttachmentRequest, remove: Callable[[], object]) -> None
 
 def check(request: CheckRequest, kind: str, look: Callable[[Netlink, Link], object] | None = None) -> None:
     """Whether the link is as the result says; `look(pod, link)` raises for what only the plugin knows."""
+    from nodeplug.cni.plugins import checking
+
     with doing(f"cannot read the links of {request.netns.path}", hints=HINTS), podlink.inside(request.netns) as pod:
         link = checking.pods_link(pod, request, kind, called=podlink.called(kind))
         checking.check_up(link, request)
@@ -127,6 +129,8 @@ def collect(request: GcRequest, kind: str) -> None:
 
 def status(request: StatusRequest, kind: str) -> None:
     """Raise `Unavailable` or `PermissionRefused` where no link of the kind can be made, or no address be had."""
+    from nodeplug.cni.plugins import checking
+
     checking.check_rights()
     podlink.check_support(kind)
     if request.ipam is not None:

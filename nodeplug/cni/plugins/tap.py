@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 from nodeplug.cni.contract import Dns, FieldUnsupported, NetConf, Plugin
-from nodeplug.cni.plugins import checking, podcommands
-from nodeplug.cni.plugins.checking import MEND
+from nodeplug.cni.plugins import podcommands
 from nodeplug.cni.plugins.keys import Args, RuntimeConfig, dns, mac, mtu, optional_link_name, requested_mac
 from nodeplug.core.document import boolean, integer, nested, text
 from nodeplug.core.errors import NotFound, Refused, Unavailable
@@ -66,6 +65,8 @@ class Tap(Plugin):
         podcommands.delete(request, KIND)
 
     def check(self, request: CheckRequest) -> None:
+        from nodeplug.cni.plugins.checking import MEND
+
         config: TapConf = request.config
 
         def look(pod: Netlink, link: Link) -> None:
@@ -88,6 +89,8 @@ class Tap(Plugin):
         podcommands.collect(request, KIND)
 
     def status(self, request: StatusRequest) -> None:
+        from nodeplug.cni.plugins import checking
+
         checking.check_rights()
         _check_selinux(request.config)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from nodeplug.cni.contract import Plugin
 from nodeplug.cni.plugins import addressing, masters, podcommands
-from nodeplug.cni.plugins.checking import MEND
 from nodeplug.cni.plugins.keys import link_name
 from nodeplug.cni.plugins.masters import MasterConf
 from nodeplug.core.document import integer
@@ -56,6 +55,8 @@ class Vlan(Plugin):
         podcommands.delete(request, VLAN, belongs)
 
     def check(self, request: CheckRequest) -> None:
+        from nodeplug.cni.plugins.checking import MEND
+
         config: VlanConf = request.config
         addressing.require_manager(request)
 

@@ -46,7 +46,7 @@ def add_macvlan(
 
 
 def add_ipvlan(name: str, master: int, mode: str, *, mtu: int | None = None, netns: Netns | None = None) -> Message:
-    """`mode` is one of `IPVLAN_MODES`. EBUSY where the master has a bridge, macvlans, or ipvlans of another mode."""
+    """`mode` is one of `IPVLAN_MODES`, and from then on that of all ipvlans of the master."""
     data = attr_u16(_IPVLAN_MODE, IPVLAN_MODES[mode])
     return links.add(name, IPVLAN, data=data, parent=master, mtu=mtu, netns=netns)
 

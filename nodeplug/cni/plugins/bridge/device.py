@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from nodeplug.cni.plugins.hostlink import HINTS, new_mac
+from nodeplug.cni.plugins.hostlink import HINTS
+from nodeplug.cni.plugins.veth import new_mac
 from nodeplug.core.errors import Refused, doing
 from nodeplug.core.inet import Ip, Net
 from nodeplug.kernel import sysctl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from nodeplug.cni.plugins import hostlink
+from nodeplug.cni.plugins import veth
 from nodeplug.core import paths
 from nodeplug.kernel.rtnl import bridges, links
 
@@ -30,7 +30,7 @@ def connect(host: Netlink, bridge: Link, request: AddRequest, undo: Undo, *, mac
     if config.hairpin_mode or config.port_isolation:
         name = request.attachment.identity
         settings.append(bridges.set_port(name, hairpin=config.hairpin_mode, isolated=config.port_isolation))
-    return hostlink.connect(
+    return veth.connect(
         host,
         request,
         undo,
@@ -44,7 +44,7 @@ def connect(host: Netlink, bridge: Link, request: AddRequest, undo: Undo, *, mac
 
 def wait_until_forwarding(host: Netlink, port: Link) -> Link:
     """The port, once its frames reach the bridge. Raises `TimedOut`."""
-    return hostlink.wait_until_up(host, port, "bridge port in error state")
+    return veth.wait_until_up(host, port, "bridge port in error state:")
 
 
 def is_guarded(name: str) -> bool:
@@ -59,4 +59,4 @@ def disconnect(request: DelRequest) -> None:
         bridge = links.find(host, request.config.bridge)
         return bridge is not None and port.master == bridge.index
 
-    hostlink.disconnect(request, belongs)
+    veth.disconnect(request, belongs)

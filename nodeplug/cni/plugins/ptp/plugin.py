@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from nodeplug.cni.contract import Plugin
-from nodeplug.cni.plugins import addressing, forwarding, hostlink
+from nodeplug.cni.plugins import addressing, forwarding, hostlink, veth
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.ptp import plan
 from nodeplug.cni.plugins.ptp.config import PtpConf
@@ -47,7 +47,7 @@ class Ptp(Plugin):
         addressing.require_manager(request)
         with Netlink(NETLINK_ROUTE) as host, _inside(request) as pod, Undo() as undo:
             _make_room(host, request)
-            end = hostlink.connect(host, request, undo, to="the host", mtu=request.config.mtu)
+            end = veth.connect(host, request, undo, to="the host", mtu=request.config.mtu)
             given = addressing.ask(request, undo, lambda: hostlink.remove(host, end.index))
             result = plan.planned(request, end.name, given)
             inner = _configure_pod(pod, request, end.parent, result)
@@ -61,7 +61,7 @@ class Ptp(Plugin):
         return plan.with_macs(result, end, inner)
 
     def delete(self, request: DelRequest) -> None:
-        _take_back(request, lambda: hostlink.disconnect(request, _is_point_to_point), foreign=True)
+        _take_back(request, lambda: veth.disconnect(request, _is_point_to_point), foreign=True)
 
     def check(self, request: CheckRequest) -> None:
         from nodeplug.cni.plugins.ptp import verify
@@ -189,6 +189,6 @@ def _finished(host: Netlink, request: AddRequest, end: Link) -> Link:
     """The host's end once packets pass by it, labelled as one in use. udev may have changed its MAC address."""
     with doing(f"cannot read link {end.name}", hints=HINTS):
         (answer,) = host.request(links.query(end.index))
-        end = hostlink.wait_until_up(host, links.parse(answer or b""), f"link {end.name} does not come up")
+        end = veth.wait_until_up(host, links.parse(answer or b""), f"link {end.name} does not come up:")
         host.request(hostlink.labelled(end.name, request.attachment, finished=True))
     return end
