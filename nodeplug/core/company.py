@@ -7,6 +7,7 @@ its threads a company of their own (`join`), and nobody else has to know. What i
         time.sleep(pause)
     company.present().together(delete_links, name)   # in one go with what others bring at the same time
     with company.present().lend(open_netfilter) as netlink:   # kept for the next one where there is a next
+    company.present().later(announce)            # when the caller has his answer
 """
 
 from __future__ import annotations
@@ -54,6 +55,16 @@ class Company:
         It is closed at the end or kept for the next who asks; always closed when the block raises.
         """
         return _Loan(make())
+
+    def later(self, work: Callable[[], object]) -> None:
+        """Have `work` done once the call is answered: its caller need not wait for it, nor hear of an OSError in it.
+
+        It is lost when the process is killed before.
+        """
+        try:
+            work()
+        except OSError:
+            pass  # see above
 
 
 class _Nothing:

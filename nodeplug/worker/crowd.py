@@ -14,7 +14,7 @@ from nodeplug.core.company import Company
 from nodeplug.worker.group import Group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from nodeplug.core.company import R, T, Work
@@ -80,6 +80,7 @@ class Seat(Company):
     def __init__(self, crowd: Crowd) -> None:
         self._crowd = crowd
         self._running = False
+        self._later: list[Callable[[], object]] = []
 
     def __enter__(self) -> Self:
         self._crowd.turns.get()
@@ -99,6 +100,17 @@ class Seat(Company):
 
     def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
         return _Loan(self._crowd, make)
+
+    def later(self, work: Callable[[], object]) -> None:
+        self._later.append(work)
+
+    def catch_up(self) -> Iterator[Exception]:
+        """Do what was put off; what went wrong with it."""
+        while self._later:
+            try:
+                self._later.pop(0)()
+            except Exception as error:
+                yield error
 
 
 class _Pause:
