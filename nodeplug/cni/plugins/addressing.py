@@ -77,9 +77,9 @@ def configure(
 ) -> list[bytes | None]:
     """Give the pod's link `index` the addresses and routes of `result`, and set it up.
 
-    Returns the answers to `also`, which is sent with it. Addresses without an interface are passed over; one of another interface than `ifname` is `ConfigInvalid`. Without
-    `detect_duplicates` IPv6 addresses can be used at once; with it they are waited for, and `Refused` is raised for one
-    that somebody else has.
+    Returns the answers to `also`, which is sent with it. Addresses without an interface are passed over; one of another
+    interface than `ifname` is `ConfigInvalid`. Without `detect_duplicates` IPv6 addresses can be used at once; with it
+    they are waited for, and `Refused` is raised for one that somebody else has.
     """
     ours = _addresses_of(ifname, result)
     families = {ip.address.family for ip in ours}
