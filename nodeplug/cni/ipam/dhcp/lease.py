@@ -142,13 +142,15 @@ class Lease(Record):
         if not renew <= rebind <= lasts:
             renew, rebind = lasts / 2, lasts * 0.875
         forever = lasts == _FOREVER
+        # Some servers repeat only what has changed when a lease is renewed.
+        kept = self.options if self.state == BOUND else {}
         renewing = FOREVER if forever else asked + renew * (1 - fuzz / 10)
         return self.replace(
             state=BOUND,
             address=Ip(packed=ack.yiaddr),
             server=Ip(packed=ack.server) if ack.server else self.server,
             station=station or self.station,
-            options={code: value for code, value in ack.options.items() if code not in _SPENT},
+            options={**kept, **{code: value for code, value in ack.options.items() if code not in _SPENT}},
             renew=renewing,
             rebind=FOREVER if forever else asked + rebind * (1 - fuzz / 50),
             expires=FOREVER if forever else asked + lasts,

@@ -63,7 +63,7 @@ def take(route: Netlink, index: int, address: Ip) -> bool:
 
 def give(route: Netlink, link: Link, lease: Lease, net: Net) -> None:
     """Give the link the lease's address and routes; what it has already stays."""
-    messages: list[Message] = [links.set(link.index, up=True), addresses.add(_address(link.index, net), replace=True)]
+    messages: list[Message] = [addresses.add(_address(link.index, net), replace=True)]
     messages += [
         routes.add(
             routes.Route(
