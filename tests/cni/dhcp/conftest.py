@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeplug.cni.ipam.dhcp import plugin
 from tests.cni.dhcp.lan import DIRECTORY, Lan
 from tests.ledger import Ledger
 from tests.needs import missing
@@ -23,6 +24,12 @@ def lan(ledger: Ledger) -> Iterator[Lan]:
         path.unlink()
 
 
+@pytest.fixture(autouse=True)
+def _short_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nodeplugd that is not there is not waited for as long as one that is being started again."""
+    monkeypatch.setattr(plugin, "_RESTART", 0.3)
+
+
 @pytest.fixture
 def configure() -> Iterator[Callable[..., None]]:
     """Write `[cni.dhcp]` of the node's settings."""
@@ -37,4 +44,4 @@ def configure() -> Iterator[Callable[..., None]]:
 @pytest.fixture
 def impatient(configure: Callable[..., None]) -> None:
     """ADD gives up soon, and does not mind that nobody renews."""
-    configure('wait = "1500ms"\nunattended = "0s"')
+    configure('wait = "600ms"\nunattended = "0s"')

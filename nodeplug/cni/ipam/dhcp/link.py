@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 _ETHERNET, _INFINIBAND = 1, 32
 _LONGEST_MAC = 16
 _WITHOUT_OWN_MAC = "ipvlan"
+_PASSING = (links.OPER_UP, links.OPER_UNKNOWN)  # some kinds of link never say
+_CARRIER = 2.0  # seconds
 
 
 def ready(route: Netlink, ifname: str, where: str) -> Link:
-    """The link, set up. Raises `NotFound` where there is none."""
+    """The link, set up and with a carrier if it gets one soon. Raises `NotFound` where there is none."""
     with doing(f"cannot set up {ifname} in {where}"):
         link = links.find(route, ifname)
         if link is None:
@@ -34,7 +36,15 @@ def ready(route: Netlink, ifname: str, where: str) -> Link:
             )
         if not link.up:
             route.request(links.set(link.index, up=True))
-    return link
+        if link.operstate in _PASSING:
+            return link
+        # A bridge passes nothing on before it has seen the carrier: what was said until then would have to be repeated.
+        from nodeplug.kernel.rtnl import watch
+
+        try:
+            return watch.wait_for_operstate(route, link.index, timeout=_CARRIER, states=_PASSING)
+        except TimeoutError:
+            return link
 
 
 def hardware(link: Link) -> tuple[int, bytes, bool]:
