@@ -35,7 +35,7 @@ from nodeplug.kernel.netns import Netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from nodeplug.cni.contract import Plugin
@@ -285,20 +285,20 @@ class _Service:
         if isinstance(request, AddRequest):
             return self._add(plugin, request)
         if isinstance(request, DelRequest):
-            plugin.delete(request)
+            self._remove(request, lambda: plugin.delete(request))
         elif isinstance(request, CheckRequest):
             plugin.check(request)
         elif isinstance(request, GcRequest):
-            plugin.gc(request)
+            self._remove(request, lambda: plugin.gc(request))
         elif isinstance(request, StatusRequest):
             plugin.status(request)
         return b""
 
-    def _delete(self, plugin: Plugin, request: DelRequest) -> None:
+    def _remove(self, request: Request, remove: Callable[[], object]) -> None:
         steps = Steps()
         if request.ipam is not None:
             steps.run(request.ipam.leave)
-        steps.run(lambda: plugin.delete(request))
+        steps.run(remove)
         steps.close()
 
     def _add(self, plugin: Plugin, request: AddRequest) -> bytes:
@@ -306,7 +306,7 @@ class _Service:
         with Undo() as undo:
             # A version may have no words for what was made, and then nobody knows of it who would delete it.
             made = DelRequest(**request.__dict__, netns_path=request.netns.path)
-            undo.push(lambda: self._delete(type(plugin)(), made))
+            undo.push(lambda: self._remove(made, lambda: type(plugin)().delete(made)))
             written = protocol.write_result(result, request.version)
             undo.commit()
         return written

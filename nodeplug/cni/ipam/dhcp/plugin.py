@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from nodeplug.cni.contract import IpConfig, Plugin, Result
+from nodeplug.cni.contract import GcRequest, IpConfig, Plugin, Result
 from nodeplug.cni.ipam.dhcp import conf, link
 from nodeplug.cni.ipam.dhcp.conf import DhcpConf
 from nodeplug.cni.ipam.dhcp.exchange import SELECTING, Exchange, release
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         AttachmentRequest,
         CheckRequest,
         DelRequest,
-        GcRequest,
         StatusRequest,
     )
     from nodeplug.cni.ipam.dhcp.conf import Settings
@@ -73,9 +72,12 @@ class Dhcp(Plugin):
             undo.commit()
         return Result(ips=(IpConfig(address=net, gateway=lease.gateway),), routes=lease.routes(mtu), dns=lease.dns)
 
-    def leave(self, request: DelRequest) -> None:
-        """All of a DEL: the server hears of it over the link, which has lost the address by then."""
-        self.delete(request)
+    def leave(self, request: DelRequest | GcRequest) -> None:
+        """All of it: the server hears over the link that the address is free, which that has lost by then."""
+        if isinstance(request, GcRequest):
+            self.gc(request)
+        else:
+            self.delete(request)
 
     def delete(self, request: DelRequest) -> None:
         _give_back(Leases(conf.settings().directory), request.attachment, request.netns, request.warn)
