@@ -28,7 +28,6 @@ from nodeplug.core.call import Answer
 from nodeplug.core.errors import ConfigInvalid, Error, Internal
 from nodeplug.core.naming import digest
 from nodeplug.core.record import Record
-from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 from nodeplug.kernel import netns as namespaces
 from nodeplug.kernel.netns import Netns
@@ -295,9 +294,13 @@ class _Service:
         return b""
 
     def _remove(self, request: Request, remove: Callable[[], object]) -> None:
+        if request.ipam is None:
+            remove()
+            return
+        from nodeplug.core.steps import Steps
+
         steps = Steps()
-        if request.ipam is not None:
-            steps.run(request.ipam.leave)
+        steps.run(request.ipam.leave)
         steps.run(remove)
         steps.close()
 

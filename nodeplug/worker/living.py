@@ -100,7 +100,7 @@ def _in_leases(network: str, config: dict[str, Any]) -> Iterator[Trace]:
 def _in_dhcp(network: str) -> Iterator[Trace]:
     """A lease of this boot lives as long as its namespace."""
     for lease in dhcp.Leases(conf.settings().directory).all():
-        if not isinstance(lease, Malformed) and lease.network == network:
+        if not isinstance(lease, dhcp.Unreadable) and lease.network == network:
             there = lease.sandbox.boot == sandbox.boot()
             yield Trace(lease.container, lease.ifname, 0.0, namespace=there and _is_netns(lease.sandbox.path))
 

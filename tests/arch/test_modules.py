@@ -14,6 +14,7 @@ import pytest
 from tests.arch.imports import allowed, called_as, loaded
 from tests.child import run
 from tests.cni.chains import result, wire
+from tests.cni.dhcp.lan import Dnsmasq, Lan
 from tests.ledger import Ledger
 from tests.needs import needs
 from tests.space import Space
@@ -51,6 +52,13 @@ def test_host_local_add_imports_only_what_is_listed(ledger: Ledger) -> None:
 def test_static_add_imports_only_what_is_listed(ledger: Ledger) -> None:
     conf = {"type": "static", "ipam": {"addresses": [{"address": "10.1.0.5/24"}]}}
     compare("cni-static-add", cni(ledger, "ADD", conf))
+
+
+@needs("program:dnsmasq")
+def test_dhcp_add_imports_only_what_is_listed(ledger: Ledger) -> None:
+    lan = Lan(ledger)
+    Dnsmasq(lan)
+    compare("cni-dhcp-add", cni(ledger, "ADD", {"type": "dhcp", "ipam": {}}, pod=lan.pod()))
 
 
 def test_bridge_add_imports_only_what_is_listed(ledger: Ledger) -> None:

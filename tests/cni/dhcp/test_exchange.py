@@ -17,9 +17,7 @@ from nodeplug.cni.ipam.dhcp.message import ACK, DISCOVER, NAK, OFFER, REQUEST, M
 from nodeplug.cni.ipam.dhcp.sandbox import Sandbox
 from nodeplug.core.inet import Ip
 
-CLIENT = Client(
-    mac=b"\2\0\0\0\0\1", hardware=1, broadcast=False, id=b"\0c/n/i", provide={12: b"web"}, request=(1, 3, 121)
-)
+CLIENT = Client(mac=b"\2\0\0\0\0\1", broadcast=False, id=b"\0c/n/i", provide={12: b"web"}, request=(1, 3, 121))
 HELD, OTHER, SERVER, SECOND = (Ip.parse(text) for text in ("10.5.0.50", "10.5.0.51", "10.5.0.1", "10.5.0.2"))
 STATION = b"\2\0\0\0\0\x99"
 

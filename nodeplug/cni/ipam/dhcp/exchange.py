@@ -174,7 +174,6 @@ class Exchange:
             reply=False,
             xid=self._xid,
             client=self._client.mac,
-            hardware=self._client.hardware,
             seconds=max(0, int(now - self._begin)),
             # Whoever holds an address hears what is sent to it.
             broadcast=self._client.broadcast and not holding,
@@ -195,7 +194,6 @@ def release(client: Client, address: Ip, server: Ip) -> bytes:
             reply=False,
             xid=_random(),
             client=client.mac,
-            hardware=client.hardware,
             ciaddr=address.packed,
             options=found,
         )

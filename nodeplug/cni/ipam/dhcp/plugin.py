@@ -15,11 +15,10 @@ from nodeplug.cni.ipam.dhcp.conf import DhcpConf
 from nodeplug.cni.ipam.dhcp.exchange import SELECTING, Exchange, release
 from nodeplug.cni.ipam.dhcp.lease import BOUND, FOREVER, LOST, REQUESTING, Client, Lease, uptime
 from nodeplug.cni.ipam.dhcp.sandbox import Sandbox
-from nodeplug.cni.ipam.dhcp.store import Leases
+from nodeplug.cni.ipam.dhcp.store import Leases, Unreadable
 from nodeplug.cni.ipam.dhcp.talk import Broadcast, Talk, converse
-from nodeplug.cni.ipam.room import expect_room
 from nodeplug.core import chore, company
-from nodeplug.core.errors import Malformed, Refused, TimedOut, TryAgain, Unavailable, doing, from_os
+from nodeplug.core.errors import Refused, TimedOut, TryAgain, Unavailable, doing, from_os
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
@@ -106,7 +105,7 @@ class Dhcp(Plugin):
         leases = Leases(conf.settings().directory)
         steps = Steps()
         for lease in list(leases.all()):
-            if isinstance(lease, Malformed):
+            if isinstance(lease, Unreadable):
                 request.warn(str(lease))
             elif lease.network == request.network and lease.attachment not in request.valid:
                 stale = lease
@@ -116,6 +115,8 @@ class Dhcp(Plugin):
 
     def status(self, request: StatusRequest) -> None:
         """Leases can be kept, and somebody renews them."""
+        from nodeplug.cni.ipam.room import expect_room
+
         told = conf.settings()
         conf.ipam(request)
         expect_room(told.directory, hint="mend it, or name another cni.dhcp.directory")
@@ -142,11 +143,9 @@ class _Acquisition:
         with doing(f"cannot enter {where}"), Netlink(NETLINK_ROUTE, netns=request.netns) as route:
             found = link.ready(route, request.ifname, where)
             sandbox = Sandbox.of(request.netns, found)
-        hardware, mac, deaf = link.hardware(found)
         client = Client(
-            mac=mac,
-            hardware=hardware,
-            broadcast=deaf or self._told.broadcast,
+            mac=found.mac,
+            broadcast=link.is_deaf(found) or self._told.broadcast,
             id=conf.client_id(request.container, request.network, request.ifname),
             provide=provide,
             request=conf.requested(self._keys),
@@ -217,8 +216,8 @@ class _Acquisition:
 def _read(leases: Leases, request: AttachmentRequest) -> Lease | None:
     try:
         return leases.read(request.attachment)
-    except Malformed as malformed:
-        request.warn(str(malformed))
+    except Unreadable as unreadable:
+        request.warn(str(unreadable))
         return None
 
 
@@ -229,8 +228,8 @@ def _give_back(leases: Leases, attachment: Attachment, netns: Netns | None, warn
     with leases.lock(attachment):
         try:
             lease = leases.read(attachment)
-        except Malformed as malformed:
-            warn(str(malformed))
+        except Unreadable as unreadable:
+            warn(str(unreadable))
             lease = None
         if lease is not None and netns is not None:
             try:
