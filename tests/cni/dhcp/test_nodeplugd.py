@@ -203,3 +203,27 @@ def test_in_a_container_it_renews_what_lies_on_the_host(node: Node, lan: Lan, le
     assert ipv4(pod) == {"10.5.0.50/24"}
     assert node.stop() == 0
     assert node.call("DEL", CONFIG, pod).code == 0
+
+
+def test_the_collection_after_a_boot_knows_leases_of_pods_that_live(lan: Lan) -> None:
+    """The link of such a pod may be none of ours, and its interface another than a container's first."""
+    from nodeplug.worker import living
+    from tests.cni.dhcp.test_dhcp import add, conf, delete
+
+    server = Faulty(lan)
+    pod, other = lan.pod("net1"), lan.pod("net1")
+    add(pod, CNI_IFNAME="net1")
+    server.address = "10.5.0.51"
+    add(other, CNI_IFNAME="net1")
+    other.remove()
+    traces = living.traces("lan", [conf()], results="/nowhere")
+    assert {(trace.container, trace.ifname, trace.namespace) for trace in traces} == {
+        (pod.name, "net1", True),
+        (other.name, "net1", False),
+    }
+    kept = living.valid(traces, listed=frozenset(), boot=living.boot_time())
+    assert {"containerID": pod.name, "ifname": "net1"} in kept
+    assert other.name not in {entry["containerID"] for entry in kept}
+    assert living.traces("another", [conf()], results="/nowhere") == []
+    for one in (pod, other):
+        delete(one, CNI_IFNAME="net1")
