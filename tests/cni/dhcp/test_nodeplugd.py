@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import threading
 import time
@@ -14,7 +15,20 @@ import pytest
 from nodeplug.cni.ipam.dhcp.lease import BOUND, LOST, uptime
 from nodeplug.core import chore
 from tests.child import Finished, run, until
-from tests.cni.dhcp.lan import DIRECTORY, RELEASE, REQUEST, SERVER, Faulty, Lan, default_routes, ipv4, leases, the_lease
+from tests.cni.dhcp.lan import (
+    DIRECTORY,
+    DISCOVER,
+    RELEASE,
+    REQUEST,
+    SERVER,
+    Faulty,
+    Heard,
+    Lan,
+    default_routes,
+    ipv4,
+    leases,
+    the_lease,
+)
 from tests.ledger import Ledger
 from tests.needs import needs
 from tests.space import Space
@@ -227,3 +241,51 @@ def test_the_collection_after_a_boot_knows_leases_of_pods_that_live(lan: Lan) ->
     assert living.traces("another", [conf()], results="/nowhere") == []
     for one in (pod, other):
         delete(one, CNI_IFNAME="net1")
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(600)
+def test_no_lease_is_lost_while_nodeplugd_is_killed_and_servers_come_and_go(
+    node: Node, lan: Lan, ledger: Ledger
+) -> None:
+    """Leases of twenty seconds, two minutes long: a daemon that dies each few seconds, a server silent in between."""
+    server = Faulty(lan, lasts=20, t1=2, t2=12)
+    start(node)
+    pods = [ledger.netns() for _ in range(20)]
+    given = {}
+    for number, pod in enumerate(pods):
+        server.address = f"10.5.0.{100 + number}"
+        given[added(node, pod).partition("/")[0]] = pod
+
+    def answer(heard: Heard) -> list[bytes]:
+        server.address = heard.ciaddr
+        return server.lease(heard)
+
+    server.answer = answer
+    done = threading.Event()
+
+    def restart() -> None:
+        while not done.is_set():
+            node.stop(random.choice((signal.SIGKILL, signal.SIGTERM)))
+            done.wait(random.uniform(0.0, 2.0))
+            start(node)
+            done.wait(random.uniform(1.0, 6.0))
+
+    restarts = threading.Thread(target=restart)
+    restarts.start()
+    try:
+        for _ in range(12):
+            server.silent = True
+            done.wait(random.uniform(0.5, 4.0))
+            server.silent = False
+            done.wait(6.0)
+            for address, pod in given.items():
+                assert ipv4(pod) == {f"{address}/24"}
+    finally:
+        done.set()
+        restarts.join()
+    assert {lease.state for lease in leases()} == {BOUND}
+    assert not [heard for heard in server.heard[40:] if heard.type == DISCOVER]
+    for pod in pods:
+        assert node.call("DEL", CONFIG, pod).code == 0
+    assert leases() == []

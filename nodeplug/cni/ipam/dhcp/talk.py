@@ -82,7 +82,9 @@ class Broadcast:
         return None
 
     def close(self) -> None:
-        self._socket.close()
+        # The kernel lets a packet socket go only once nobody looks at it any more: some ten milliseconds.
+        with company.present().waiting():
+            self._socket.close()
         if self._sink is not None:
             self._sink.close()
 
