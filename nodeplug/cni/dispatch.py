@@ -43,11 +43,17 @@ if TYPE_CHECKING:
 PLUGINS = {
     "bandwidth": "nodeplug.cni.plugins.bandwidth.plugin:Bandwidth",
     "bridge": "nodeplug.cni.plugins.bridge.plugin:Bridge",
+    "dummy": "nodeplug.cni.plugins.dummy:Dummy",
     "firewall": "nodeplug.cni.plugins.firewall.plugin:Firewall",
+    "ipvlan": "nodeplug.cni.plugins.ipvlan:Ipvlan",
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
+    "macvlan": "nodeplug.cni.plugins.macvlan:Macvlan",
     "portmap": "nodeplug.cni.plugins.portmap:Portmap",
+    "ptp": "nodeplug.cni.plugins.ptp.plugin:Ptp",
     "sbr": "nodeplug.cni.plugins.sbr.plugin:Sbr",
+    "tap": "nodeplug.cni.plugins.tap:Tap",
     "tuning": "nodeplug.cni.plugins.tuning.plugin:Tuning",
+    "vlan": "nodeplug.cni.plugins.vlan:Vlan",
     "vrf": "nodeplug.cni.plugins.vrf.plugin:Vrf",
 }
 IPAM = {

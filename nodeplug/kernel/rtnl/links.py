@@ -290,6 +290,16 @@ def query(which: int | str) -> Message:
     return Message(RTM_GETLINK, 0, payload, "link get", str(which))
 
 
+def trial(kind: str) -> Message:
+    """Ask for a link of that kind which cannot be: its MAC address has one byte. It is always refused.
+
+    EOPNOTSUPP where the kernel does not know the kind, whose module it looks for first. For kinds of Ethernet, and
+    those that sit on another link.
+    """
+    payload = description(mac=b"\0") + nest(_IFLA_LINKINFO, attr_text(_INFO_KIND, kind))
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"{kind} trial", kind)
+
+
 def find(route: Netlink, which: int | str) -> Link | None:
     """The link of that index or name, None when there is none. A name may also be an alternative name of the link."""
     return find_each(route, which)[0]

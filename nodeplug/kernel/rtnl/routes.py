@@ -45,6 +45,7 @@ RTM_NEWROUTE = 24
 RTM_DELROUTE = 25
 _RTM_GETROUTE = 26
 _RTM_F_LOOKUP_TABLE = 0x1000
+_RTM_F_FIB_MATCH = 0x2000
 _RTA_DST = 1
 _RTA_SRC = 2
 _RTA_OIF = 4
@@ -174,7 +175,17 @@ def dump(route: Netlink, family: int, *, table: int = TABLE_MAIN, oif: int = 0) 
 def find(route: Netlink, dst: bytes, *, oif: int = 0, src: bytes | None = None, mark: int = 0) -> Route | None:
     """The way a packet to `dst` would take from here, with `table` as found; None when there is none."""
     # IPv6 always tells the table, and refuses to be asked to.
-    flags = _RTM_F_LOOKUP_TABLE if len(dst) == 4 else 0
+    return _get(route, dst, _RTM_F_LOOKUP_TABLE if len(dst) == 4 else 0, oif=oif, src=src, mark=mark)
+
+
+def match(route: Netlink, dst: bytes) -> Route | None:
+    """The route itself that `find` follows, as somebody added it: with its own destination and all next hops."""
+    return _get(route, dst, _RTM_F_FIB_MATCH)
+
+
+def _get(
+    route: Netlink, dst: bytes, flags: int, *, oif: int = 0, src: bytes | None = None, mark: int = 0
+) -> Route | None:
     parts = [
         _RTMSG.pack(_family(dst), 8 * len(dst), 8 * len(src) if src else 0, 0, 0, 0, 0, 0, flags),
         attr(_RTA_DST, dst),
