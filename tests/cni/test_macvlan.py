@@ -56,9 +56,7 @@ def test_macvlan_pod_reaches_the_network_of_its_master(ledger: Ledger, lan: Lan,
 
 
 @pytest.mark.parametrize(("mode", "reached"), [("bridge", True), ("", True), ("private", False), ("vepa", False)])
-def test_macvlan_mode_says_whom_a_pod_reaches(
-    ledger: Ledger, lan: Lan, netns: Space, mode: str, reached: bool
-) -> None:
+def test_macvlan_mode_says_whom_a_pod_reaches(ledger: Ledger, lan: Lan, netns: Space, mode: str, reached: bool) -> None:
     network, other = macvlan(ledger, mode=mode), ledger.netns()
     results = [network.add(pod) for pod in (netns, other)]
     found = link("eth0", netns)

@@ -26,7 +26,7 @@ _USER_SPACE_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
 
 
 class Hardware(Record):
-    """What a device is. `path` is its own in the kernel, empty for a virtual one; `pci` its address where it has one."""
+    """What a link is of. `path` is the device's own in the kernel, empty for a virtual link; `pci` its PCI address."""
 
     path: str = ""
     pci: str = ""
@@ -101,8 +101,5 @@ def user_space_driver(wanted: Wanted) -> str:
 def _by_mac(host: Netlink, mac: bytes) -> Link | None:
     """A link with that address, or else the one that was made with it: a VLAN's link has its master's address."""
     there = links.dump(host)
-    for matches in (lambda link: link.permanent_mac == mac, lambda link: link.mac == mac):
-        for link in there:
-            if matches(link):
-                return link
-    return None
+    made_with = [link for link in there if link.permanent_mac == mac]
+    return next(iter([*made_with, *[link for link in there if link.mac == mac]]), None)

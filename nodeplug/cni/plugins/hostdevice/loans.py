@@ -43,6 +43,8 @@ class Loan(Record):
     """Of the hardware in the kernel; empty for a virtual link, which ends with the namespace it is in."""
     netns_path: str
     netns: tuple[int, ...]
+    finished: bool = False
+    """Whether the ADD came to its end; what a killed one left may be taken back."""
 
     @property
     def attachment(self) -> Attachment:
@@ -72,6 +74,13 @@ def keep(loan: Loan) -> None:
         except FileNotFoundError:
             files.ensure_directory(DIRECTORY, 0o700)
             files.write_atomic(path, data, 0o600, durable=False)
+
+
+def finish(attachment: Attachment) -> None:
+    """Note that the pod uses the device."""
+    loan = find(attachment)
+    if loan is not None:
+        keep(loan.replace(finished=True))
 
 
 def find(attachment: Attachment) -> Loan | None:
@@ -111,10 +120,9 @@ def _path(attachment: Attachment) -> str:
 
 def _read(path: str) -> Loan | None:
     try:
-        found = jsontext.loads(files.read_bounded(path, _LARGEST))
-        found["netns"] = tuple([int(part) for part in found["netns"]])
-        loan = Loan(**found)
+        found: Any = jsontext.loads(files.read_bounded(path, _LARGEST))
+        loan = Loan(**{**found, "netns": tuple([int(part) for part in found["netns"]])})
     except (FileNotFoundError, Malformed, TypeError, ValueError, KeyError):
         return None
-    texts = [value for name, value in loan.__dict__.items() if name != "netns"]
-    return loan if all(isinstance(value, str) for value in texts) else None
+    texts = [value for name, value in loan.__dict__.items() if name not in ("netns", "finished")]
+    return loan if all(isinstance(value, str) for value in texts) and isinstance(loan.finished, bool) else None

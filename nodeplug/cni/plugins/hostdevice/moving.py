@@ -67,11 +67,11 @@ def take_back(host: Netlink, loan: Loan, netns: Netns | None, warn: Callable[[st
     """
     own = _namespace(loan, netns)
     if own is not None:
-        with own, doing(f"cannot bring {loan.name} back from {loan.netns_path}", hints=_HINTS):
-            with Netlink(NETLINK_ROUTE, netns=own) as pod:
-                device = _among(pod, loan)
-                if device is not None:
-                    move_out(host, pod, device, loan.name)
+        bringing = doing(f"cannot bring {loan.name} back from {loan.netns_path}", hints=_HINTS)
+        with own, bringing, Netlink(NETLINK_ROUTE, netns=own) as pod:
+            device = _among(pod, loan)
+            if device is not None:
+                move_out(host, pod, device, loan.name)
     return _settle(host, loan, warn, wait=own is None)
 
 

@@ -54,6 +54,7 @@ class HostDevice(Plugin):
                 dns=given.dns,
             )
             addressing.configure(pod, request.netns, link.index, request.ifname, result, detect_duplicates=False)
+            loans.finish(request.attachment)
             undo.commit()
         return result
 
@@ -63,6 +64,7 @@ class HostDevice(Plugin):
         gone = steps.run(lambda: _give_back(request))
         if gone and request.ipam is not None:
             steps.run(request.ipam.delete)
+        steps.run(loans.sweep)
         steps.close()
 
     def check(self, request: CheckRequest) -> None:
@@ -128,6 +130,12 @@ def _without_link(request: AddRequest, aim: Wanted) -> Result:
 def _borrow(host: Netlink, pod: Netlink, request: AddRequest, aim: Wanted, undo: Undo) -> tuple[Link, Interface]:
     """Move the device into the pod: its link there, and what the result says of it."""
     left = loans.find(request.attachment)
+    if left is not None and left.finished:
+        raise Refused(
+            f"container {request.container} has interface {request.ifname} in network {request.network} already, by"
+            f" device {left.name}",
+            hint="a runtime runs DEL before it adds the same interface again",
+        )
     if left is not None and not moving.bring_home(host, left, request.warn):
         raise Unavailable(f"device {left.name}, which an ADD of this pod took before, has not come back")
     device = _find(host, request, aim)
