@@ -45,6 +45,7 @@ PLUGINS = {
     "bridge": "nodeplug.cni.plugins.bridge.plugin:Bridge",
     "dummy": "nodeplug.cni.plugins.dummy:Dummy",
     "firewall": "nodeplug.cni.plugins.firewall.plugin:Firewall",
+    "host-device": "nodeplug.cni.plugins.hostdevice.plugin:HostDevice",
     "ipvlan": "nodeplug.cni.plugins.ipvlan:Ipvlan",
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
     "macvlan": "nodeplug.cni.plugins.macvlan:Macvlan",
