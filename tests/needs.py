@@ -19,6 +19,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,8 +120,14 @@ def _in_trial_namespaces(script: str) -> str:
     return "" if trial.returncode == 0 else (trial.stderr.strip().splitlines() or ["refused without a word"])[-1]
 
 
+def transit_server() -> str:
+    """The program of OpenBao or Vault: on PATH, or where `make setup` puts OpenBao; "" where there is none."""
+    beside = os.path.join(os.path.dirname(sys.executable), "bao")
+    return shutil.which("bao") or shutil.which("vault") or (beside if os.path.exists(beside) else "")
+
+
 def _transit_server() -> str:
-    return "" if shutil.which("bao") or shutil.which("vault") else "neither bao nor vault is on PATH"
+    return "" if transit_server() else "neither bao nor vault is on PATH or in the virtual environment"
 
 
 PROBES: dict[str, Callable[[], str]] = {
