@@ -50,6 +50,7 @@ def ask(request: AddRequest, undo: Undo, disconnect: Callable[[], object]) -> Re
     # section 4).
     undo.push(request.ipam.delete)
     undo.push(disconnect)
+    undo.push(request.ipam.leave)
     given = request.ipam.add()
     if not given.ips:
         raise Refused("IPAM plugin returned missing IP config", hint="the address manager answered without an address")
