@@ -14,7 +14,7 @@ from nodeplug.core.company import Company
 from nodeplug.worker.group import Group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
     from contextlib import AbstractContextManager
 
     from nodeplug.core.company import R, T, Work
@@ -31,6 +31,9 @@ C = TypeVar("C", bound=Closing)
 _SPARE = 4
 """Loans of one kind that are kept."""
 
+_KNOWN = 512
+"""Values that are recalled: three for each network's configuration."""
+
 
 class Crowd:
     """What is shared by all seats. `running` is the number of turns."""
@@ -42,6 +45,7 @@ class Crowd:
         self._lock = threading.Lock()
         self._groups: dict[object, Group[Any, Any]] = {}
         self._spare: dict[object, list[Closing]] = {}
+        self._known: dict[Hashable, object] = {}
 
     def group(self, work: Work[T, R]) -> Group[T, R]:
         """The group of those who want `work` done."""
@@ -64,6 +68,19 @@ class Crowd:
                 spare.append(lent)
                 return
         lent.close()
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is known for the key, or made now; the oldest is forgotten for it."""
+        try:
+            return cast("T", self._known[key])
+        except KeyError:
+            pass
+        made = make()
+        with self._lock:
+            if len(self._known) >= _KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = made
+        return made
 
     def close(self) -> None:
         """Close what is kept."""
@@ -100,6 +117,9 @@ class Seat(Company):
 
     def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
         return _Loan(self._crowd, make)
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        return self._crowd.recall(key, make)
 
     def later(self, work: Callable[[], object]) -> None:
         self._later.append(work)
