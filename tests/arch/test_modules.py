@@ -14,6 +14,7 @@ import pytest
 from tests.arch.imports import allowed, called_as, loaded
 from tests.child import run
 from tests.cni.chains import result, wire
+from tests.cni.dhcp import lan as dhcp_lan
 from tests.cni.lans import Lan
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -52,6 +53,13 @@ def test_host_local_add_imports_only_what_is_listed(ledger: Ledger) -> None:
 def test_static_add_imports_only_what_is_listed(ledger: Ledger) -> None:
     conf = {"type": "static", "ipam": {"addresses": [{"address": "10.1.0.5/24"}]}}
     compare("cni-static-add", cni(ledger, "ADD", conf))
+
+
+@needs("program:dnsmasq")
+def test_dhcp_add_imports_only_what_is_listed(ledger: Ledger) -> None:
+    lan = dhcp_lan.Lan(ledger)
+    dhcp_lan.Dnsmasq(lan)
+    compare("cni-dhcp-add", cni(ledger, "ADD", {"type": "dhcp", "ipam": {}}, pod=lan.pod()))
 
 
 def test_bridge_add_imports_only_what_is_listed(ledger: Ledger) -> None:

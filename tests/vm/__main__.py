@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.needs import OUTSIDE
 from tests.sandbox import CHECKOUT, IN_VM
 from tests.skips import strict
 from tests.vm import initrd
@@ -79,7 +80,9 @@ def pytest_script(arguments: list[str]) -> str:
     """What the guest runs: the sandbox with these tests, as its own last skip."""
     command = [sys.executable, "-m", "tests.sandbox", "-m", "vm", "-p", "no:cacheprovider", *arguments]
     environment = f"HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin {IN_VM}=1"
-    return f"cd {shlex.quote(str(CHECKOUT))} && exec env -i {environment} LANG=C.UTF-8 {shlex.join(command)}"
+    environment += f" {OUTSIDE}=/proc/self/fd/9"
+    enter = f"exec 9</proc/self/ns/net; cd {shlex.quote(str(CHECKOUT))}"
+    return f"{enter} && exec env -i {environment} LANG=C.UTF-8 {shlex.join(command)}"
 
 
 def boot(script: str, scratch: Path) -> int:
@@ -150,6 +153,9 @@ def qemu(scratch: Path, image: Path, status: Path) -> list[str]:
         *("-serial", "stdio", "-serial", f"file:{status}"),
         *("-chardev", f"socket,id=root,path={scratch / 'root.sock'}"),
         *("-device", f"vhost-user-fs-pci,chardev=root,tag={initrd.TAG}"),
+        # Cards that lead nowhere, for plugins that lend them; without the firmware that boots from a network.
+        *("-netdev", "hubport,id=wire0,hubid=0", "-device", "virtio-net-pci,netdev=wire0,romfile="),
+        *("-netdev", "hubport,id=wire1,hubid=0", "-device", "virtio-net-pci,netdev=wire1,romfile="),
         *("-kernel", str(image), "-initrd", str(scratch / "initrd")),
         # SELinux labels nothing and refuses nothing until a test loads a policy.
         *("-append", "console=ttyS0 quiet panic=-1 security=selinux"),

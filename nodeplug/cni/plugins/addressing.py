@@ -51,6 +51,7 @@ def ask(request: AddRequest, undo: Undo, disconnect: Callable[[], object]) -> Re
     # section 4).
     undo.push(request.ipam.delete)
     undo.push(disconnect)
+    undo.push(request.ipam.leave)
     given = request.ipam.add()
     if not given.ips:
         raise Refused("IPAM plugin returned missing IP config", hint="the address manager answered without an address")
@@ -78,7 +79,7 @@ def configure(pod: Netlink, netns: Netns, index: int, ifname: str, result: Resul
     with doing(f"cannot configure {ifname} in {netns.path}", hints=HINTS):
         prepare(netns, ifname, families, detect_duplicates=detect_duplicates)
         messages = [addresses.add(_address(index, ip, nodad=not detect_duplicates)) for ip in ours]
-        messages.append(links.set(index, up=True))
+        messages.append(set_up(index, families))
         messages += route_messages(index, result.routes, ours)
         *_, answer = pod.request(*messages, links.query(index))
         link = links.parse(answer or b"")
@@ -88,14 +89,15 @@ def configure(pod: Netlink, netns: Netns, index: int, ifname: str, result: Resul
 
 
 def prepare(netns: Netns, ifname: str, families: set[int], *, detect_duplicates: bool) -> None:
-    """The settings of the pod's link, and of lo, that its addresses need."""
-    if not families:
-        return
-    with namespaces.entered(netns):
-        if 4 in families:
-            sysctl.prefer("1", "net", "ipv4", "conf", ifname, "arp_notify")
-        if 6 in families:
+    """The settings of the pod's link, and of lo, that IPv6 addresses need."""
+    if 6 in families:
+        with namespaces.entered(netns):
             _prepare_v6(ifname, detect_duplicates)
+
+
+def set_up(index: int, families: set[int]) -> Message:
+    """Set the pod's link up; its neighbours are told when its MAC address changes, or is said again (`announce`)."""
+    return links.set(index, up=True, arp_notify=True if 4 in families else None)
 
 
 def _prepare_v6(ifname: str, detect_duplicates: bool) -> None:

@@ -6,6 +6,7 @@ Its end on the host is `hostlink`'s: named and labelled by the attachment.
 from __future__ import annotations
 
 import errno
+import os
 
 from nodeplug.cni.plugins import hostlink
 from nodeplug.cni.plugins.hostlink import HINTS
@@ -44,24 +45,48 @@ def connect(
     link is there. Raises `Refused` when the pod has an interface of that name.
     """
     name, ifname, path = request.attachment.identity, request.ifname, request.netns.path
-    pair = veths.add(name, ifname, peer_netns=request.netns, up=True, mtu=mtu or None, master=master, peer_mac=mac)
-    label_it = hostlink.labelled(name, request.attachment, finished=False)
+    pair = veths.add(
+        name,
+        ifname,
+        peer_netns=request.netns,
+        mtu=mtu or None,
+        mac=new_mac(),  # udev would change one that the kernel made up
+        master=master,
+        peer_mac=mac,
+    )
     with doing(f"cannot connect {ifname} in {path} to {to}", hints=HINTS):
-        made, *answers = host.attempt(pair, label_it, *settings, links.query(name))
+        made, named = host.attempt(pair, hostlink.labelled(name, request.attachment, finished=False))
         if isinstance(made, NetlinkError):
-            if made.errno == errno.EEXIST and isinstance(answers[-1], NetlinkError):
+            if made.errno == errno.EEXIST and isinstance(named, NetlinkError):
                 raise Refused(
                     f"interface {ifname} already exists in {path}",
                     hint="a pod's interface names differ; it was left as it is",
                 ) from made
             raise made
         undo.push(lambda: hostlink.remove(host, name))
-        for answer in answers:
-            if isinstance(answer, NetlinkError):
-                raise answer
-    # No router advertisement is to change the host's routes.
-    sysctl.prefer("0", "net", "ipv6", "conf", name, "accept_ra")
-    return links.parse(answers[-1] or b"")  # type: ignore[arg-type]  # no error, as was just seen
+        if isinstance(named, NetlinkError):
+            raise named
+        _spare_ipv6(name, is_port=master is not None)
+        *_, answer = host.request(links.set(name, up=True), *settings, links.query(name))
+    return links.parse(answer or b"")
+
+
+def new_mac() -> bytes:
+    """A random MAC address, locally administered."""
+    return bytes((os.urandom(1)[0] & 0xFC | 0x02,)) + os.urandom(5)
+
+
+def _spare_ipv6(name: str, *, is_port: bool) -> None:
+    """Keep the host from speaking IPv6 by the link for itself.
+
+    A bridge's port has no use for it: what comes in by it is the bridge's. Yet each would have an address and two
+    routes, all of which the kernel looks through when any link changes; and would solicit routers in the pod. Any other
+    end is only to take no routes from the pod.
+    """
+    if is_port:
+        sysctl.prefer("1", "net", "ipv6", "conf", name, "disable_ipv6")
+    else:
+        sysctl.prefer("0", "net", "ipv6", "conf", name, "accept_ra")
 
 
 def wait_until_up(host: Netlink, link: Link, failing: str) -> Link:

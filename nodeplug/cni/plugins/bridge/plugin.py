@@ -7,7 +7,7 @@ netns. The bridge belongs to the node: no command takes it away.
 from __future__ import annotations
 
 from nodeplug.cni.contract import Plugin
-from nodeplug.cni.plugins import addressing, forwarding, hostlink
+from nodeplug.cni.plugins import addressing, forwarding, hostlink, veth
 from nodeplug.cni.plugins.bridge import device, ports
 from nodeplug.cni.plugins.bridge.config import BridgeConf, validate
 from nodeplug.cni.plugins.bridge.plan import gateways, planned, with_macs
@@ -49,7 +49,7 @@ class Bridge(Plugin):
         with Netlink(NETLINK_ROUTE) as host, _inside(request) as pod, Undo() as undo:
             bridge = _ensure_bridge(host, request)
             if config.macspoofchk and mac is None:
-                mac = device.new_mac()
+                mac = veth.new_mac()
             port = ports.connect(host, bridge, request, undo, mac=mac)
             if config.macspoofchk and mac is not None:
                 _guard(request, mac, undo)
