@@ -6,9 +6,9 @@
     def test_...
 
 Names: `root`, `sandbox`, `card` (a network card to lend), `sctp`, `vlan-filtering`, `selinux` (a kernel with it, whose
-policy is the test's to load), `overlay`, `loop`, `transit-server` (OpenBao or Vault), and three families: `program:NAME`
-(on PATH), `file:PATH`, `link:KIND` (a kind of `ip link add type`). A test that needs one of `IN_THE_VM` is marked `vm`
-by itself.
+policy is the test's to load), `overlay`, `loop`, `transit-server` (OpenBao or Vault), and three families:
+`program:NAME` (on PATH), `file:PATH`, `link:KIND` (a kind of `ip link add type`). A test that needs one of `IN_THE_VM`
+is marked `vm` by itself.
 Each name that may be missing on Debian 12 stands in expected-skips.txt, with the place where the test runs instead.
 """
 

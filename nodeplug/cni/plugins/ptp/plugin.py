@@ -145,7 +145,7 @@ def _configure_pod(pod: Netlink, request: AddRequest, index: int, result: Result
         addressing.prepare(request.netns, ifname, families, detect_duplicates=False)
         *_, answer = pod.request(
             *plan.pods_addresses(result, index),
-            addressing.set_up(index, families),
+            *addressing.set_up(index, families),
             *plan.pods_routes(result, index),
             links.query(index),
         )
