@@ -145,7 +145,7 @@ def _configure_pod(pod: Netlink, request: AddRequest, index: int, result: Result
         addressing.prepare(request.netns, ifname, families, detect_duplicates=False)
         *_, answer = pod.request(
             *plan.pods_addresses(result, index),
-            addressing.set_up(index, families),
+            *addressing.set_up(index, families),
             *plan.pods_routes(result, index),
             links.query(index),
         )
@@ -157,6 +157,8 @@ def _configure_host(host: Netlink, end: Link, result: Result) -> None:
     own, ways = plan.hosts_addresses(result, end.index), [plan.hosts_route(ip, end.index) for ip in result.ips]
     with doing(f"cannot route to the pod by {end.name}", hints=HINTS):
         if any(ip.address.family == 6 for ip in result.ips):
+            # No router advertisement of the pod's is to change the host's routes.
+            sysctl.prefer("0", "net", "ipv6", "conf", end.name, "accept_ra")
             sysctl.ensure("0", "net", "ipv6", "conf", end.name, "disable_ipv6")
         answers = host.attempt(*own, *[routes.add(way) for way in ways])
         for way, answer in zip(ways, answers[len(own) :], strict=True):
