@@ -78,6 +78,29 @@ def test_bridge_gc_gives_leases_back(bridged: Lan, ledger: Ledger) -> None:
     until(lambda: not server.leases(), "the server has both back")
 
 
+def test_macvlan_with_dhcp_add_check_delete(lan: Lan, ledger: Ledger) -> None:
+    server = Dnsmasq(lan)
+    pod = ledger.netns()
+    net = Network(ledger, type="macvlan", name="lan", master=lan.uplink(), ipam={"type": "dhcp"})
+    result = net.add(pod)
+    assert ipv4(pod) == {result["ips"][0]["address"]} and default_routes(pod) == {SERVER}
+    net.check(pod, result)
+    assert len(server.leases()) == 1
+    net.delete(pod)
+    until(lambda: not server.leases(), "the server has it back")
+    assert leases() == [] and pod.links() == {"lo"}
+
+
+def test_macvlan_that_fails_after_dhcp_gives_the_lease_back(lan: Lan, ledger: Ledger) -> None:
+    server = Faulty(lan)
+    server.options[121] = bytes((0,)) + socket.inet_aton("172.31.0.1")  # which no route leads to
+    pod = ledger.netns()
+    net = Network(ledger, type="macvlan", name="lan", master=lan.uplink(), ipam={"type": "dhcp"})
+    assert "unreachable" in net.refused("ADD", pod)["msg"]
+    until(lambda: server.count(RELEASE) > 0, "the lease is given back")
+    assert leases() == [] and pod.links() == {"lo"}
+
+
 class Foreign:
     """A main plugin of the reference's, with our dhcp beside it in CNI_PATH."""
 
