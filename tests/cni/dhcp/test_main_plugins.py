@@ -101,6 +101,25 @@ def test_macvlan_that_fails_after_dhcp_gives_the_lease_back(lan: Lan, ledger: Le
     assert leases() == [] and pod.links() == {"lo"}
 
 
+@needs("link:ipvlan")
+def test_ipvlan_with_dhcp_has_answers_sent_to_everybody(lan: Lan, ledger: Ledger) -> None:
+    """Two pods share one hardware address: what is sent to an IP address that neither has yet reaches none of them."""
+    server = Faulty(lan)
+    net = Network(ledger, type="ipvlan", name="lan", master=lan.uplink(), mode="l2", ipam={"type": "dhcp"})
+    given = []
+    for number in range(2):
+        server.address = f"10.5.0.{50 + number}"
+        pod = ledger.netns()
+        given.append((pod, net.add(pod)["ips"][0]["address"]))
+    assert all(heard.broadcast for heard in server.heard)
+    assert len({heard.chaddr for heard in server.heard}) == 1
+    assert len({heard.options[61] for heard in server.heard}) == 2
+    for pod, address in given:
+        assert ipv4(pod) == {address}
+        net.delete(pod)
+    until(lambda: server.count(RELEASE) >= 2, "both are given back")
+
+
 class Foreign:
     """A main plugin of the reference's, with our dhcp beside it in CNI_PATH."""
 
