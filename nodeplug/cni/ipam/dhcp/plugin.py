@@ -14,7 +14,7 @@ from nodeplug.cni.ipam.dhcp import conf, link
 from nodeplug.cni.ipam.dhcp.conf import DhcpConf
 from nodeplug.cni.ipam.dhcp.exchange import SELECTING, Exchange, release
 from nodeplug.cni.ipam.dhcp.lease import BOUND, FOREVER, LOST, REQUESTING, Client, Lease, uptime
-from nodeplug.cni.ipam.dhcp.sandbox import Sandbox
+from nodeplug.cni.ipam.dhcp.sandbox import Sandbox, boot
 from nodeplug.cni.ipam.dhcp.store import Leases, Unreadable
 from nodeplug.cni.ipam.dhcp.talk import Broadcast, Talk, converse
 from nodeplug.core import chore, company
@@ -57,10 +57,10 @@ class Dhcp(Plugin):
     def add(self, request: AddRequest) -> Result:
         """Raises `TimedOut` and `TryAgain` when no server grants an address: the runtime asks again."""
         keys, told = conf.ipam(request), conf.settings()
-        leases = Leases(told.directory)
+        acquisition = _Acquisition(request, Leases(told.directory), keys, told)
         with Undo() as undo:
-            undo.push(lambda: _give_back(leases, request.attachment, request.netns, request.warn))
-            lease, mtu = _Acquisition(request, leases, keys, told).run()
+            undo.push(acquisition.undo)
+            lease, mtu = acquisition.run()
             net = lease.net
             if net is None:
                 raise Refused(
@@ -84,7 +84,7 @@ class Dhcp(Plugin):
     def check(self, request: CheckRequest) -> None:
         """The attachment has a lease, of the address in its result, which has not ended."""
         lease = _read(Leases(conf.settings().directory), request)
-        if lease is None:
+        if lease is None or lease.sandbox.boot != boot():
             raise Refused(f"{request.ifname} has no lease", hint="only a new pod gets another")
         if lease.state != BOUND or uptime() >= lease.expires:
             raise Refused(
@@ -157,6 +157,11 @@ class _Acquisition:
         with self._leases.lock(request.attachment):
             self._leases.write(lease)
         return lease, found.mtu
+
+    def undo(self) -> None:
+        """Give back what was taken, if anything was: what an earlier ADD has may be in use."""
+        if self._intent is not None:
+            _give_back(self._leases, self._request.attachment, self._request.netns, self._request.warn)
 
     def _ask(self, client: Client, sandbox: Sandbox, former: Ip | None) -> Granted:
         request, begin = self._request, uptime()
