@@ -77,7 +77,7 @@ def why_not() -> str:
 
 
 def files_with_vm_tests() -> Counter[str]:
-    """The files with tests marked `vm`, and how many each has; looked for here, as an emulated machine is slow at it."""
+    """The files with tests marked `vm` and how many each has; collected here, as an emulated machine is slow at it."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "vm", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     found = Counter(line.split("::")[0] for line in done.stdout.splitlines() if "::" in line)
