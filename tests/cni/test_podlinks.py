@@ -263,9 +263,9 @@ def test_a_container_id_of_any_length_is_taken(ledger: Ledger, netns: Space, plu
 @each
 def test_status_is_ready_and_changes_nothing(ledger: Ledger, netns: Space, plugin: str) -> None:
     made = network(ledger, plugin)
-    before = HERE.links()
+    before = host_links()
     assert made.ask("STATUS") == (0, None)
-    assert HERE.links() == before
+    assert host_links() == before
 
 
 @each
@@ -307,9 +307,9 @@ def test_one_that_another_program_made_goes_only_where_a_result_names_it(
 def test_the_life_of_a_link_from_command_to_command(ledger: Ledger, netns: Space, plugin: str) -> None:
     """What the tests above show one by one, for the kinds that seldom a test machine has."""
     made, other = network(ledger, plugin), ledger.netns()
-    before = HERE.links()
+    before = host_links()
     assert made.ask("STATUS") == (0, None)
-    assert HERE.links() == before
+    assert host_links() == before
     made.delete(netns)
     result = made.add(netns)
     made.check(netns, result)
