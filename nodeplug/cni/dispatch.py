@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from nodeplug.cni.contract import Plugin
+    from nodeplug.cni.contract import Plugin, Result
     from nodeplug.core.call import Call
 
 PLUGINS = {
@@ -297,6 +297,8 @@ class _Service:
         with Undo() as undo:
             # A version may have no words for what was made, and then nobody knows of it who would delete it.
             undo.push(lambda: type(plugin)().delete(DelRequest(**request.__dict__, netns_path=request.netns.path)))
+            if request.prev_result is None and not os.path.lexists(paths.NO_REFERENCE):
+                _free(result)
             written = protocol.write_result(result, request.version)
             undo.commit()
         return written
@@ -320,6 +322,15 @@ class _Service:
                 **common, duration_ms=duration, level="error", outcome="error", code=code, message=str(error)
             )
             self.log.write(event)
+
+
+def _free(result: Result) -> None:
+    """What the reference plugins left for a pod before leads to the one that has its address now."""
+    addresses = {ip.address.ip.packed for ip in result.ips if not ip.address.ip.is_loopback}
+    if addresses:
+        from nodeplug.cni.reference import sweep
+
+        sweep.free(addresses)
 
 
 def _pod(env: Mapping[str, str]) -> log.Pod | None:

@@ -8,3 +8,6 @@ VAR = "/var/lib/nodeplug"  # kept
 LOG = "/var/log/nodeplug"
 
 LOCKS = RUN + "/lock"
+
+NO_REFERENCE = RUN + "/cni/reference.none"
+"""Its existence says that the reference CNI plugins have left nothing on this node, see `nodeplug.cni.reference`."""

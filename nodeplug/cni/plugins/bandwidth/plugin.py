@@ -13,7 +13,7 @@ from nodeplug.cni.contract import VERSIONS, Attachment, Interface, Plugin
 from nodeplug.cni.plugins.bandwidth.config import DIRECTIONS, BandwidthConf, Limits, bucket, effective
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.core.errors import ConfigInvalid, NotFound, Refused, doing
-from nodeplug.core.naming import identity, sha512_hex
+from nodeplug.core.naming import identity
 from nodeplug.core.undo import Undo
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
 from nodeplug.kernel.rtnl import links, qdiscs
@@ -70,9 +70,11 @@ class Bandwidth(Plugin):
 
     def delete(self, request: DelRequest) -> None:
         """The IFB goes, by whichever plugin it was made; the filters of the veth go with the veth."""
-        names = ifb_name(request.attachment), _reference_name(request.attachment)
+        from nodeplug.cni.reference import names
+
+        theirs = names.ifb(request.network, request.container)
         with _host() as host, doing("cannot delete the pod's IFB", hints=HINTS):
-            for answer in host.attempt(*[links.delete(name) for name in names]):
+            for answer in host.attempt(links.delete(ifb_name(request.attachment)), links.delete(theirs)):
                 if isinstance(answer, NetlinkError) and answer.errno != errno.ENODEV:
                     raise answer
 
@@ -94,7 +96,11 @@ class Bandwidth(Plugin):
             )
 
     def gc(self, request: GcRequest) -> None:
-        """Delete the IFBs of the network that belong to no valid attachment."""
+        """Delete the IFBs of the network that belong to no valid attachment, and those of the reference's that nothing
+        leads to any more.
+        """
+        from nodeplug.cni.reference import ifbs
+
         with _host() as host, doing("cannot delete the IFBs that no container uses any more", hints=HINTS):
             owners = [(link, _owner(link)) for link in links.dump(host, kind=_IFB)]
             stale = [
@@ -102,6 +108,7 @@ class Bandwidth(Plugin):
                 for link, owner in owners
                 if owner is not None and owner.network == request.network and owner not in request.valid
             ]
+            stale += ifbs.unused(host, request.network, request.valid)
             for answer in host.attempt(*[links.delete(link.index) for link in stale]):
                 if isinstance(answer, NetlinkError) and answer.errno != errno.ENODEV:
                     raise answer
@@ -231,11 +238,6 @@ def _owner(link: Link) -> Attachment | None:
         return None
     found = Attachment(network=parts[0], container=parts[1], ifname=parts[2])
     return found if ifb_name(found) == link.name else None
-
-
-def _reference_name(attachment: Attachment) -> str:
-    """The reference plugin's name for it, which knows no ifname."""
-    return "bwp" + sha512_hex(attachment.network + attachment.container)[:12]
 
 
 def _shaping_faults(host: Netlink, link: Link, wanted: Bucket) -> list[str]:
