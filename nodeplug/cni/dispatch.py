@@ -134,6 +134,8 @@ class _Service:
             if not self.command:
                 return self._about()
             stdout = self._serve()
+            if self.command in ("DEL", "GC") and os.path.lexists(paths.LEAVING):
+                self._settle()
         except Error as raised:
             error = raised
         except OSError as raised:
@@ -147,6 +149,11 @@ class _Service:
         if error is not None:
             return Answer(code=1, stdout=protocol.write_error(error, self.command, self.version), stderr=stderr)
         return Answer(code=0, stdout=stdout, stderr=stderr)
+
+    def _settle(self) -> None:
+        from nodeplug.cni import leaving
+
+        leaving.settle(self.warnings.append)
 
     def _about(self) -> Answer:
         plugin = self.plugin or implementation(self.call.name)

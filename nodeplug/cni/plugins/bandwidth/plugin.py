@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nodeplug.kernel.rtnl.links import Link
     from nodeplug.kernel.rtnl.qdiscs import Bucket
 
-_IFB = "ifb"
+IFB = "ifb"
 _LONGEST_ALIAS = 255
 
 
@@ -102,11 +102,11 @@ class Bandwidth(Plugin):
         from nodeplug.cni.reference import ifbs
 
         with _host() as host, doing("cannot delete the IFBs that no container uses any more", hints=HINTS):
-            owners = [(link, _owner(link)) for link in links.dump(host, kind=_IFB)]
+            owners = [(link, owner(link)) for link in links.dump(host, kind=IFB)]
             stale = [
                 link
-                for link, owner in owners
-                if owner is not None and owner.network == request.network and owner not in request.valid
+                for link, whose in owners
+                if whose is not None and whose.network == request.network and whose not in request.valid
             ]
             stale += ifbs.unused(host, request.network, request.valid)
             for answer in host.attempt(*[links.delete(link.index) for link in stale]):
@@ -120,7 +120,7 @@ class Bandwidth(Plugin):
 
 def ifb_name(attachment: Attachment) -> str:
     """Of the pod's IFB. Its veth has the attachment's own identity."""
-    return identity(_IFB, attachment.network, attachment.container, attachment.ifname)
+    return identity(IFB, attachment.network, attachment.container, attachment.ifname)
 
 
 def _buckets(limits: Limits, mtu: int, warn: Callable[[str], None]) -> list[Bucket | None]:
@@ -186,7 +186,7 @@ def _add_ifb(host: Netlink, attachment: Attachment, end: Link, undo: Undo) -> Li
     name = ifb_name(attachment)
     with doing(f"cannot make the IFB {name}", hints=_IFB_HINTS):
         before = links.find(host, name)
-        if before is not None and (before.kind != _IFB or before.alias not in ("", _label(attachment))):
+        if before is not None and (before.kind != IFB or before.alias not in ("", _label(attachment))):
             raise Refused(
                 f"link {name} has the name that belongs to this pod's IFB, and is not it:"
                 f" kind {before.kind!r}, alias {before.alias!r}",
@@ -194,7 +194,7 @@ def _add_ifb(host: Netlink, attachment: Attachment, end: Link, undo: Undo) -> Li
             )
         if before is not None:
             host.request(links.delete(before.index))
-        host.request(links.add(name, _IFB, up=True, mtu=end.mtu, txqlen=0))
+        host.request(links.add(name, IFB, up=True, mtu=end.mtu, txqlen=0))
         undo.push(lambda: host.attempt(links.delete(name)))
         *_, answer = host.request(links.set(name, alias=_label(attachment)), links.query(name))
     return links.parse(answer or b"")
@@ -218,7 +218,7 @@ def _listen(host: Netlink, end: Link) -> None:
         there is None
         or there.kind != "ingress"
         or not ours
-        or any(link is not None and link.kind != _IFB for link in targets)
+        or any(link is not None and link.kind != IFB for link in targets)
     ):
         raise Refused(
             f"somebody else filters what {end.name} receives: {there.kind if there else 'a filter'} is there",
@@ -231,7 +231,7 @@ def _label(attachment: Attachment) -> str:
     return str(attachment)[:_LONGEST_ALIAS]
 
 
-def _owner(link: Link) -> Attachment | None:
+def owner(link: Link) -> Attachment | None:
     """Whose IFB it is; believed only where its name is that of what the label says."""
     parts = link.alias.split("/")
     if len(parts) != 3:

@@ -92,6 +92,15 @@ class Backups:
             files.remove(self._path(attachment))
             files.remove(self._reference(attachment))
 
+    def owners(self) -> list[Attachment]:
+        """The attachments with a file of ours."""
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+        found = [_owner(f"{self._directory}/{name}") for name in names if name.startswith("np")]
+        return [owner for owner in found if owner is not None]
+
     def collect(self, network: str, valid: Collection[Attachment]) -> None:
         """Remove the files of the network's attachments that are not in `valid`, and what writers left that were
         killed. The reference plugin's files name no network: those of containers go that no runtime knows of.
