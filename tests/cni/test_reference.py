@@ -175,6 +175,29 @@ def test_a_late_del_leaves_the_rules_of_whoever_has_the_address_now(ledger: Ledg
     delete_chain(references, now, again)
 
 
+def check(references: References, plugin: dict[str, Any], pod: Space, result: Any, **more: Any) -> tuple[int, Any]:
+    env = environment("CHECK", CNI_CONTAINERID=pod.name, CNI_NETNS=pod.path)
+    return ask(plugin["type"], env, references.config(plugin, prevResult=result, **more))[:2]
+
+
+def test_check_of_a_pod_of_theirs_tells_whether_all_is_as_they_left_it(references: References, ledger: Ledger) -> None:
+    pod = ledger.netns()
+    result = references.add(pod, *PORTS, firewall=True)
+    ports = {"runtimeConfig": {"portMappings": list(PORTS)}}
+    assert check(references, references.bridge, pod, result) == (0, None)
+    assert check(references, references.portmap, pod, result, **ports) == (0, None)
+    assert check(references, references.firewall, pod, result) == (0, None)
+    more = {"runtimeConfig": {"portMappings": [*PORTS, to(8085, 80)]}}
+    code, answer = check(references, references.portmap, pod, result, **more)
+    assert (code, "no rule leads from host port 8085/tcp to 10.88.0.2:80" in answer["msg"]) == (1, True)
+    program = "iptables-legacy" if references.kind == LEGACY else "iptables-nft"
+    run([program, "-D", "CNI-FORWARD", "-s", "10.88.0.2/32", "-j", "ACCEPT"]).ok()
+    code, answer = check(references, references.firewall, pod, result)
+    assert (code, "accepts nothing from 10.88.0.2" in answer["msg"]) == (1, True)
+    delete_chain(references, pod, result, *PORTS)
+    assert check(references, references.portmap, pod, result, **ports)[0] == 1
+
+
 def add_ours(references: References, pod: Space, *mappings: dict[str, Any]) -> tuple[int, Any, str]:
     """bridge and portmap of ours: what the last of them answered, and all they warned of."""
     env = environment("ADD", CNI_CONTAINERID=pod.name, CNI_NETNS=pod.path)
@@ -323,9 +346,10 @@ def test_an_ifb_that_nothing_leads_to_is_collected_and_one_in_use_is_not(ledger:
     pods = lost, elsewhere, valid = ledger.netns(), ledger.netns(), ledger.netns()
     for pod in pods:
         result = references.add(pod)
-        references.execute("ADD", references.config(bandwidth, prevResult=result), pod)
+        result = references.execute("ADD", references.config(bandwidth, prevResult=result), pod)
     lost.remove()
     assert len([name for name in HERE.links() if name.startswith("bwp")]) == 3
+    assert check(references, bandwidth, valid, result) == (0, None)
     references.gc(bandwidth, valid)  # `elsewhere` is of another network, for all its name says
     assert len([name for name in HERE.links() if name.startswith("bwp")]) == 2
     for pod in (elsewhere, valid):

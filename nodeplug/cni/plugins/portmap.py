@@ -126,8 +126,10 @@ class Portmap(Plugin):
             return
         from nodeplug.cni.filter import reach
 
-        with filtering(warn=request.warn) as table:
-            missing = table.missing(request.attachment, share) + reach.closed(request.prev_result, share)
+        missing = None if Index().has(request.attachment.identity, PORTS) else _reference_faults(request, share)
+        if missing is None:
+            with filtering(warn=request.warn) as table:
+                missing = table.missing(request.attachment, share) + reach.closed(request.prev_result, share)
         if missing:
             raise Refused(
                 f"host ports of {request.attachment} are not as ADD left them: {'; '.join(missing)}",
@@ -155,6 +157,12 @@ def _remove(request: AttachmentRequest) -> bool:
     with filtering(warn=request.warn) as table:
         table.remove(request.attachment, PORTS)
     return True
+
+
+def _reference_faults(request: CheckRequest, share: Share) -> list[str] | None:
+    from nodeplug.cni.reference import hostports
+
+    return hostports.faults(share, request.attachment)
 
 
 def _may_be_references(request: AttachmentRequest) -> bool:

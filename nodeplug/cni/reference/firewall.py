@@ -41,6 +41,28 @@ def remove(addresses: Collection[bytes], container: str) -> None:
             tables.change_iptables(FILTER, plan, hints=addresses)
 
 
+def faults(addresses: Collection[bytes]) -> list[str] | None:
+    """What is missing of a pod's rules where the reference plugin made them, as sentences; None where it did not."""
+    sources: set[bytes] = set()
+    destinations: set[bytes] = set()
+
+    def plan(table: Table) -> Change:
+        for rule in table.rules(FORWARD):
+            sources.update({rule.source} & set(addresses))
+            destinations.update({rule.destination} & set(addresses))
+        return NOTHING
+
+    with doing("cannot read the reference plugin's rules for the pod's addresses"):
+        tables.change_iptables(FILTER, plan, hints=addresses)
+    if not sources | destinations:
+        return None
+    return [
+        f"{FORWARD} of iptables accepts nothing {way} {Ip(packed=address)}"
+        for way, found in (("from", sources), ("to", destinations))
+        for address in sorted(set(addresses) - found)
+    ]
+
+
 def free(addresses: Collection[bytes]) -> None:
     """Remove the rules of addresses that have been given to a new pod."""
 

@@ -123,6 +123,24 @@ def contest(
             )
 
 
+def faults(share: Share, attachment: Attachment) -> list[str] | None:
+    """What is missing of the share where the reference plugin made it, as sentences; None where it did not."""
+    with doing(f"cannot read the reference plugin's host ports of {attachment}"):
+        mine = [mapping for mapping in _all_mappings() if mapping.container == attachment.container]
+    if not mine:
+        return None
+    standing = {(str(mapping), mapping.rule.to, mapping.rule.to_port) for mapping in mine}
+    missing = []
+    for entry in share.entries:
+        if not entry.claim or not entry.set.startswith(("ports", "hostip")):
+            continue
+        protocol, port, _ = _claim(entry.claim)
+        to, to_port = entry.data[:-4], int.from_bytes(entry.data[-4:-2], "big")
+        if (f"{port}/{protocol}", to, to_port) not in standing:
+            missing.append(f"no rule leads from host port {port}/{protocol} to {Ip(packed=to)}:{to_port}")
+    return missing
+
+
 class Mapping(Record):
     """One host port as the reference has it. `chain` is its pod's, "" in nft's tables; an unknown `container` is ""."""
 

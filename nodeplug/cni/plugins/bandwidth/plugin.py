@@ -87,7 +87,7 @@ class Bandwidth(Plugin):
             ingress, egress = _buckets(limits, end.mtu, _silent)
             found = [] if ingress is None else _shaping_faults(host, end, ingress)
             if egress is not None:
-                ifb = links.find(host, ifb_name(request.attachment))
+                ifb = links.find(host, ifb_name(request.attachment)) or _reference_ifb(host, request)
                 found += _redirection_faults(host, end, ifb, egress)
         if found:
             raise Refused(
@@ -238,6 +238,12 @@ def owner(link: Link) -> Attachment | None:
         return None
     found = Attachment(network=parts[0], container=parts[1], ifname=parts[2])
     return found if ifb_name(found) == link.name else None
+
+
+def _reference_ifb(host: Netlink, request: CheckRequest) -> Link | None:
+    from nodeplug.cni.reference import names
+
+    return links.find(host, names.ifb(request.network, request.container))
 
 
 def _shaping_faults(host: Netlink, link: Link, wanted: Bucket) -> list[str]:

@@ -83,6 +83,8 @@ class Firewall(Plugin):
         share = _share(config, request.prev_result)
         if not share.entries:
             return
+        if not Index().has(request.attachment.identity, PASSAGE) and _is_reference_whole(request):
+            return
         with filtering(warn=request.warn) as table:
             found = table.missing(request.attachment, share)
             gates = table.closed_gates(_families(share), admin=config.iptables_admin_chain_name)
@@ -130,6 +132,19 @@ class Firewall(Plugin):
 def _remove(request: AttachmentRequest) -> None:
     with filtering(warn=request.warn) as table:
         table.remove(request.attachment, PASSAGE)
+
+
+def _is_reference_whole(request: CheckRequest) -> bool:
+    """Whether the reference plugin made it. Raises `Refused` when something is missing of that."""
+    from nodeplug.cni.reference import firewall
+
+    found = firewall.faults({ip.packed for ip in _addresses(request.prev_result)})
+    if found:
+        raise Refused(
+            f"{request.attachment} is not as the reference plugin firewall left it: {'; '.join(found)}",
+            hint="delete the pod; the one that comes in its place has nodeplug's own rules",
+        )
+    return found is not None
 
 
 def _remove_reference(request: DelRequest) -> None:
