@@ -34,6 +34,7 @@ from tests.cni.references import (
 )
 from tests.ledger import Ledger
 from tests.needs import needs
+from tests.sandbox import CHECKOUT
 from tests.space import HERE, Space
 from tests.traffic import Echo, exchange, reaches
 
@@ -414,3 +415,20 @@ def test_a_del_that_is_killed_at_any_step_is_finished_by_the_next(
             break
         step += stride
     assert step > stride
+
+
+def test_the_command_tells_what_is_there_of_which_pod(references: References, ledger: Ledger) -> None:
+    command = [CHECKOUT / "bin" / "nodeplug", "cni", "takeover"]
+    assert "nothing of the reference plugins" in run(command).ok().text
+    pod = ledger.netns()
+    result = references.add(pod, *PORTS, firewall=True)
+    told = run([*command, "--json"]).ok().json()
+    four, six = addresses(result)
+    network = "" if references.kind == OWN else "pods"  # whose rules for host ports name none
+    wanted = {("masquerade", "pods", four), ("masquerade", "pods", six), ("firewall", "", four), ("firewall", "", six)}
+    wanted |= {("host port", network, f"{port} to {four}:{to}") for port, to in (("8080/tcp", 80), ("8081/udp", 81))}
+    assert wanted <= {(each["what"], each["network"], each["detail"]) for each in told}
+    assert {each["container"] for each in told} == {pod.name}
+    assert pod.name[:12] in run(command).ok().text
+    delete_chain(references, pod, result, *PORTS)
+    assert "nothing of the reference plugins" in run(command).ok().text

@@ -61,4 +61,4 @@ def _is_younger(path: str, seconds: float) -> bool:
 def _found() -> bool:
     from nodeplug.cni.reference import look
 
-    return look.anything()
+    return bool(look.rules())

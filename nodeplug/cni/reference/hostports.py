@@ -103,7 +103,7 @@ def contest(
     """
     wanted = [_claim(claim) for claim in claims]
     with doing(f"cannot see whether the reference plugins have host ports of {attachment}"):
-        standing = _all_mappings()
+        standing = mappings()
     for mapping in standing:
         mine = mapping.container == attachment.container or mapping.rule.to in addresses
         if not mine and not any(mapping.is_in_the_way(*claim) for claim in wanted):
@@ -126,7 +126,7 @@ def contest(
 def faults(share: Share, attachment: Attachment) -> list[str] | None:
     """What is missing of the share where the reference plugin made it, as sentences; None where it did not."""
     with doing(f"cannot read the reference plugin's host ports of {attachment}"):
-        mine = [mapping for mapping in _all_mappings() if mapping.container == attachment.container]
+        mine = [mapping for mapping in mappings() if mapping.container == attachment.container]
     if not mine:
         return None
     standing = {(str(mapping), mapping.rule.to, mapping.rule.to_port) for mapping in mine}
@@ -148,6 +148,7 @@ class Mapping(Record):
     rule: Rule
     chain: str
     container: str
+    network: str = ""
 
     def __str__(self) -> str:
         return f"{self.rule.port}/{self.rule.protocol}"
@@ -176,13 +177,15 @@ def _mappings(table: Table) -> Iterator[Mapping]:
         if entry.target in seen or not _is_pods(entry.target):
             continue
         seen.add(entry.target)
-        container = entry.comment.rpartition(' id: "')[2].removesuffix('"')
+        network, _, container = entry.comment.removeprefix('dnat name: "').partition('" id: "')
+        container = container.removesuffix('"')
         for rule in table.rules(entry.target):
             if rule.to:
-                yield Mapping(family=table.family, rule=rule, chain=entry.target, container=container)
+                yield Mapping(family=table.family, rule=rule, chain=entry.target, container=container, network=network)
 
 
-def _all_mappings() -> list[Mapping]:
+def mappings() -> list[Mapping]:
+    """Every host port that the reference has. Raises OSError and errors of the house."""
     found: list[Mapping] = []
 
     def of_iptables(table: Table) -> Change:
