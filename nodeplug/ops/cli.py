@@ -14,10 +14,10 @@ from rich.table import Table
 
 import nodeplug
 from nodeplug.core.errors import ConfigInvalid, Error, TryAgain
-from nodeplug.ops import stage
+from nodeplug.ops import shim, stage
 from nodeplug.ops.install import Directory
 from nodeplug.ops.place import Change, Door, Leaving
-from nodeplug.worker import settings
+from nodeplug.worker import settings, world
 
 if TYPE_CHECKING:
     from nodeplug.ops.shim import Kind
@@ -134,6 +134,16 @@ destination = click.option(
 )
 
 
+host = click.option(
+    "--host",
+    "process",
+    default="",
+    metavar="/proc/1",
+    help="In a container: a process of the host, on whose files to work. Its plugins are the shim alone, for a worker "
+    "with the same `worker.host`; the host needs no Python.",
+)
+
+
 @click.group()
 def install() -> None:
     """Put a contract's plugins where their caller looks for them."""
@@ -158,11 +168,20 @@ def install() -> None:
     show_default=True,
     help="What the files are: a small program that asks nodeplugd (c), Python that does (python), or what can be had.",
 )
+@host
 @as_json
-def install_cni(dest: Path, only: str, replace: bool, python: Path, kind: Kind, as_json: bool) -> None:
+def install_cni(dest: Path, only: str, replace: bool, python: Path, kind: Kind, process: str, as_json: bool) -> None:
     """One file per network plugin, and .nodeplug/ beside them. Repeating it upgrades what is there."""
     chosen = [name.strip() for name in only.split(",") if name.strip()]
-    changes = Directory(dest.absolute()).install(door("cni"), only=chosen, replace=replace, python=python, kind=kind)
+    place, what = Directory(dest.absolute()), door("cni")
+    if process:
+        if kind == "python" or python != stage.PYTHON:
+            raise ConfigInvalid("with --host nothing but the shim is installed", hint="leave --shim and --python out")
+        program = shim.binary("c")  # while the compiler, or what was carried along, is in reach
+        world.enter(process)
+        changes = place.install(what, only=chosen, replace=replace, python=None, program=program)
+    else:
+        changes = place.install(what, only=chosen, replace=replace, python=python, kind=kind)
     _show(changes, dest, as_json=as_json)
 
 
@@ -180,14 +199,17 @@ def uninstall() -> None:
     help="Let plugins that pods still need go on for those pods alone; the last pod's DEL takes them out.",
 )
 @click.option("--wait", default=0.0, metavar="SECONDS", help="With --drain: wait so long for the last pod.")
+@host
 @as_json
-def uninstall_cni(dest: Path, only: str, drain: bool, wait: float, as_json: bool) -> None:
+def uninstall_cni(dest: Path, only: str, drain: bool, wait: float, process: str, as_json: bool) -> None:
     """Take out what install put there; files that are not nodeplug's stay.
 
     Plugins that no pod needs go at once. Those that one does are named with their pods, and stay, unless --drain.
     """
     chosen = [name.strip() for name in only.split(",") if name.strip()]
     place, leaving = Directory(dest.absolute()), door("cni").leaving
+    if process:
+        world.enter(process)
     changes = place.uninstall(leaving, only=chosen, drain=drain)
     _show(changes, dest, as_json=as_json)
     left = {change.name for change in changes if change.what == "leaving"}

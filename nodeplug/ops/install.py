@@ -36,19 +36,21 @@ class Directory(Place):
         *,
         only: Sequence[str] = (),
         replace: bool = False,
-        python: Path = stage.PYTHON,
+        python: Path | None = stage.PYTHON,
         kind: Kind = "python",
+        program: bytes | None = None,
     ) -> list[Change]:
         """Install the plugins of `door`, or those named by `only`; the same again changes nothing.
 
         Those that are there already are upgraded with it. A foreign file of a plugin's name refuses all, before
-        anything is changed, unless `replace` puts it aside. `kind` says what the files are, see `shim.binary`. Raises
+        anything is changed, unless `replace` puts it aside. `kind` says what the files are, see `shim.binary`, unless
+        `program` is their content. Without `python` nothing runs here but the shim, for a worker elsewhere. Raises
         `Refused`, `ConfigInvalid`, `PermissionRefused`, `Unavailable` (full or read-only file system, no usable Python
         or compiler), `TryAgain` while another install runs.
         """
         names = _chosen(door, only)
-        tag = stage.interpreter_tag(python)
-        content = shim.binary(kind)
+        tag = "" if python is None else stage.interpreter_tag(python)
+        content = shim.binary("c" if python is None else kind) if program is None else program
         try:
             ensure_directory(self.path)
             with self.locked():
@@ -86,7 +88,7 @@ class Directory(Place):
             ensure_directory(self.private / name)
 
     def _install(
-        self, door: Door, names: Sequence[str], *, replace: bool, python: Path, tag: str, content: bytes
+        self, door: Door, names: Sequence[str], *, replace: bool, python: Path | None, tag: str, content: bytes
     ) -> list[Change]:
         manifest = self.manifest()
         foreign = [name for name in names if digest(self.path / name) not in (None, *manifest.launchers)]
@@ -96,7 +98,7 @@ class Directory(Place):
             raise Refused(
                 f"{self.path} has files that are not nodeplug's: {', '.join(directories or foreign)}", hint=hint
             )
-        launcher = stage.launcher_text(door.launcher, python)
+        launcher = b"" if python is None else stage.launcher_text(door.launcher, python)
         identity = self._stage(door, launcher, python=python, tag=tag, content=content)
         ours = hashlib.sha256(content or launcher).hexdigest()
         upgraded = [name for name in door.names if name not in names and manifest.owns(self.path / name)]
@@ -104,7 +106,10 @@ class Directory(Place):
         if foreign:
             door.replacing()
         self.point("lib", f"versions/{identity}")
-        self.point("exec", f"lib/{stage.LAUNCHER}")
+        if python is None:
+            (self.private / "exec").unlink(missing_ok=True)
+        else:
+            self.point("exec", f"lib/{stage.LAUNCHER}")
         if door.socket:
             self.point("worker.sock", door.socket)
         if door.absent:
@@ -116,17 +121,21 @@ class Directory(Place):
         self._prune(keep=identity)
         return sorted(changes, key=lambda change: change.name)
 
-    def _stage(self, door: Door, launcher: bytes, *, python: Path, tag: str, content: bytes) -> str:
+    def _stage(self, door: Door, launcher: bytes, *, python: Path | None, tag: str, content: bytes) -> str:
         """The name of the copy for this door, made where it is not there yet."""
         versions = self.private / "versions"
         for leftover in versions.glob("*.part"):
             shutil.rmtree(leftover)
-        identity = stage.identity(door.parts, launcher, tag, content)
+        parts = door.parts if python is not None else ()
+        identity = stage.identity(parts, launcher, tag, content)
         target = versions / identity
         if not target.is_dir():
             part = versions / f"{identity}.part"
             try:
-                stage.write(part, door.parts, launcher, python=python, module=door.module, shim=content)
+                if python is None:
+                    stage.write_shim(part, content)
+                else:
+                    stage.write(part, parts, launcher, python=python, module=door.module, shim=content)
                 part.rename(target)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)

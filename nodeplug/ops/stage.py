@@ -69,7 +69,8 @@ def interpreter_tag(python: Path) -> str:
 def sources(parts: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """(name in the copy, file) of the package's modules below `parts`; commands for people are left out."""
     package = Path(nodeplug.__file__).parent
-    yield "nodeplug/__init__.py", package / "__init__.py"
+    if parts:
+        yield "nodeplug/__init__.py", package / "__init__.py"
     for part in parts:
         found = package / part
         for file in [found] if found.is_file() else sorted(found.rglob("*.py")):
@@ -99,9 +100,7 @@ def write(target: Path, parts: Sequence[str], launcher: bytes, *, python: Path, 
         copy.chmod(0o644)
     for name, content in ((LAUNCHER, launcher), (SHIM, shim)):
         if content:
-            start = target / name
-            start.write_bytes(content)
-            start.chmod(0o755)
+            _write_program(target / name, content)
     # Unchecked: a plugin then needs no look at the source. The copy never changes.
     compile_all = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(target / "nodeplug"))
     _run(python, *compile_all, doing="cannot compile the package")
@@ -112,6 +111,19 @@ def write(target: Path, parts: Sequence[str], launcher: bytes, *, python: Path, 
     trial = f"import sys; sys.path.insert(0, {str(target)!r}); import {module}"
     _run(python, "-c", trial, doing="the copied package does not work")
     _sync(target)
+
+
+def write_shim(target: Path, shim: bytes) -> None:
+    """Make a copy that is the shim and nothing else. Raises OSError with the path."""
+    target.mkdir()
+    target.chmod(0o755)
+    _write_program(target / SHIM, shim)
+    _sync(target)
+
+
+def _write_program(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o755)
 
 
 def _make_directories(directory: Path, top: Path) -> None:
