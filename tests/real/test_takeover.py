@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,10 @@ from nodeplug.core import paths
 from nodeplug.harness.runtime.cri import Port
 from nodeplug.ops.demo import who
 from nodeplug.ops.demo.who import Who
-from tests.child import Finished, run, until
+from tests.child import Finished, run
 from tests.ledger import Ledger
 from tests.needs import needs
-from tests.real.node import GATEWAY, PORTMAP, REFERENCE, Node, bridge, conflist, elements, silent
+from tests.real.node import GATEWAY, PORTMAP, REFERENCE, Node, bridge, conflist, elements, silent, start_worker
 from tests.sandbox import CHECKOUT
 from tests.space import HERE, Space
 from tests.traffic import Echo, exchange, reaches
@@ -194,11 +192,7 @@ def test_a_node_goes_back_to_the_reference_plugins_pod_by_pod(
 ) -> None:
     nodeplug("install", "cni", "--dest", node.plugins, "--replace").ok()
     if kind == "nft":  # with the worker, and else without
-        settings = ledger.directory()
-        (settings / "nodeplug.toml").write_text("[worker.collect]\nenabled = false\n")
-        worker = ledger.start([sys.executable, "-I", CHECKOUT / "bin" / "nodeplugd", "--config", settings])
-        ledger.adopt("worker", lambda: (worker.signal(signal.SIGTERM), worker.wait()))
-        until(Path(paths.RUN, "worker", "cni.sock").exists, "the worker listens", timeout=30)
+        start_worker(ledger)
     pods = node.run_all({"web": WEB, "job": ()})
     ledger.echo(node.space(pods["web"]), proto="udp", port=53)
     assert_serving(node, outside, pods["web"], pods["job"])
