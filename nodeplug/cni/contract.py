@@ -29,6 +29,11 @@ if TYPE_CHECKING:
         def add(self) -> Result:
             """Addresses, routes and dns; no interfaces."""
 
+        def leave(self) -> None:
+            """What has to be said over the link before it goes, if anything. The door sees to it before DEL and GC; in
+            the rollback of an ADD the plugin does.
+            """
+
         def delete(self) -> None: ...
 
         def check(self) -> None: ...
@@ -217,6 +222,9 @@ class Plugin:
     def add(self, request: AddRequest) -> Result:
         """Make the attachment. Undo everything on failure: the runtime's DEL may never come."""
         raise ConfigInvalid(f"plugin {self.name} has no ADD")
+
+    def leave(self, request: DelRequest | GcRequest) -> None:
+        """Of an address manager: say what has to be said over links before they go, ahead of `delete` or `gc`."""
 
     def delete(self, request: DelRequest) -> None:
         """Remove what is left of the attachment; nothing left is success."""

@@ -1,7 +1,7 @@
 """Which attachments still need which of our plugins: those with something on the host that only ours takes away.
 
-What lies inside a pod's namespace (addresses, routes, a VRF) goes with it, and any plugin's DEL manages; leases are
-shared with the reference's host-local. So neither keeps a plugin where it is. Used when plugins are taken out.
+What lies inside a pod's namespace (addresses, routes, a VRF) goes with it, and any plugin's DEL manages; leases of
+host-local are shared with the reference's. So neither keeps a plugin where it is. Used when plugins are taken out.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ import os
 
 from nodeplug.cni.filter.index import Index
 from nodeplug.cni.filter.plan import MASQUERADE, PASSAGE, PORTS
+from nodeplug.cni.ipam.dhcp import conf
+from nodeplug.cni.ipam.dhcp.lease import Lease
+from nodeplug.cni.ipam.dhcp.store import Leases
 from nodeplug.cni.plugins import hostlink
 from nodeplug.cni.plugins.bandwidth import plugin as bandwidth
 from nodeplug.cni.plugins.bridge import spoofing
+from nodeplug.cni.plugins.hostdevice import loans
 from nodeplug.cni.plugins.tuning.backups import Backups
 from nodeplug.cni.plugins.tuning.config import DATA_DIR
 from nodeplug.core import files, paths
@@ -51,6 +55,10 @@ def attachments(*, patience: float) -> dict[str, set[Attachment]]:
             found.setdefault(plugin, set()).add(owner)
     found.setdefault("bridge", set()).update(spoofing.guarded())
     found.setdefault("tuning", set()).update(Backups(DATA_DIR).owners())
+    found.setdefault("host-device", set()).update(loan.attachment for loan in loans.every())
+    # Whose renewal is a chore of ours.
+    leases = Leases(conf.settings().directory).all()
+    found.setdefault("dhcp", set()).update(lease.attachment for lease in leases if isinstance(lease, Lease))
     return found
 
 

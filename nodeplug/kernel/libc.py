@@ -8,6 +8,7 @@ call's name and object, and ValueError for a path with a NUL in it.
 from __future__ import annotations
 
 import os
+import struct
 import sys
 
 TYPE_CHECKING = False
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
+_SOL_SOCKET = 1
+_SO_ATTACH_FILTER = 26
+_PROGRAM = struct.Struct("@HP")  # struct sock_fprog: how many instructions, and where they are
+_INSTRUCTION = 8
 
 
 class _Library:
@@ -43,6 +48,7 @@ class _Library:
         self._find: Callable[[str], Callable[..., int]] = lambda name: Function(_ctypes.dlsym(this_process, name))
         self.long: Callable[[int], object] = Long
         self.memory: Callable[[bytes], Any] = lambda data: _filled((Char * len(data))(), data)
+        self.address: Callable[[Any], int] = _ctypes.addressof
         self.errno: Callable[[], int] = _ctypes.get_errno  # the calling thread's
 
     def __getitem__(self, name: str) -> Callable[..., int]:
@@ -165,3 +171,11 @@ def getsockopt(fd: int, level: int, option: int, buffer: bytearray) -> None:
     memory, length = library.memory(bytes(buffer)), library.memory(len(buffer).to_bytes(4, sys.byteorder))
     _call("getsockopt", f"option {option}", fd, level, option, memory, length)
     buffer[:] = bytes(memory)[: len(buffer)]
+
+
+def attach_filter(fd: int, program: bytes) -> None:
+    """Let a socket hear only what a classic BPF program accepts. See SO_ATTACH_FILTER in socket(7)."""
+    library = _c()
+    memory = library.memory(program)
+    told = _PROGRAM.pack(len(program) // _INSTRUCTION, library.address(memory))
+    _call("setsockopt", "SO_ATTACH_FILTER", fd, _SOL_SOCKET, _SO_ATTACH_FILTER, told, len(told))

@@ -135,7 +135,7 @@ class Directory(Place):
                 if python is None:
                     stage.write_shim(part, content)
                 else:
-                    stage.write(part, parts, launcher, python=python, module=door.module, shim=content)
+                    stage.write(part, identity, parts, launcher, python=python, module=door.module, shim=content)
                 part.rename(target)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)

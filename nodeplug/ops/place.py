@@ -1,7 +1,8 @@
 """A plugin directory of the node and what lies in it; the steps of which each change is made, one rename each.
 
     DIR/bridge, DIR/host-local ...        hard links of the shim or the launcher, which answer to the name they have
-    DIR/.nodeplug/versions/ID/            a byte-compiled copy of the package and the launcher, never changed
+    DIR/.nodeplug/versions/ID/            a compiled copy of the package, `bundle` (all of it in one file) and the
+                                          launcher; never changed
     DIR/.nodeplug/lib -> versions/ID      what launchers import; an upgrade swaps this link
     DIR/.nodeplug/exec -> lib/launcher    what a shim runs when no worker answers
     DIR/.nodeplug/worker.sock             a link to the worker's socket, whether or not it is there

@@ -1,4 +1,4 @@
-"""What the reference plugin's bridge left in netfilter for attachments that this one deletes or collects."""
+"""What the reference plugins bridge and ptp left in netfilter for attachments that ours delete or collect."""
 
 from __future__ import annotations
 
