@@ -59,7 +59,9 @@ def carry_out(plan: Plan, record: Published, before: Published | None, work: Und
 
     On failure everything that this did is undone, last first, and what else went wrong is noted on the error.
     """
-    record = record.replace(steps=tuple(step for step in plan.steps if step.lasts))
+    # With the device of its earlier life it stays known as a volume that pods have written to.
+    seen = before.device if before is not None else ""
+    record = record.replace(steps=tuple(step for step in plan.steps if step.lasts), device=seen)
     try:
         if record.steps:
             state.write(record)
