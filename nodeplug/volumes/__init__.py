@@ -1,1 +1,5 @@
-"""Volumes of a node and what stands behind them. Doors (FlexVolume) open on this room; it knows none of them."""
+"""Volumes: what a pod may have mounted, behind whichever door asks for it.
+
+`contract` has the nouns and the base class of a back-end, `service` is what doors and `nodeplug volume` call. Nothing
+here knows FlexVolume or CSI. Must not import a door, the worker or the command line.
+"""
