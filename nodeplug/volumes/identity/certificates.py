@@ -40,6 +40,15 @@ class Certificate(Record):
     pem: str
 
 
+def can_sign() -> bool:
+    """Whether this process has `cryptography`."""
+    try:
+        import cryptography  # noqa: F401  # it is asked for, no more
+    except ImportError:
+        return False
+    return True
+
+
 def read(text: str) -> tuple[Certificate, ...]:
     """Every certificate in PEM text, whatever stands between them. Raises ValueError."""
     from cryptography import x509
@@ -59,19 +68,31 @@ def der(certificate: Certificate) -> bytes:
     return load(certificate.pem).public_bytes(form.Encoding.DER)
 
 
-def public_numbers(certificate: Certificate) -> dict[str, str | int]:
-    """The public key's parameters as a JWK has them (RFC 7518 section 6), numbers as they are."""
+def public_parameters(certificate: Certificate) -> dict[str, str]:
+    """The public key as the parameters of a JWK (RFC 7518 section 6, RFC 8037)."""
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     public = load(certificate.pem).public_key()
     if isinstance(public, ec.EllipticCurvePublicKey):
-        numbers = public.public_numbers()
-        return {"kty": "EC", "crv": f"P-{public.key_size}", "x": numbers.x, "y": numbers.y}
+        numbers, size = public.public_numbers(), (public.key_size + 7) // 8
+        x, y = (_base64url(number.to_bytes(size, "big")) for number in (numbers.x, numbers.y))
+        return {"kty": "EC", "crv": f"P-{public.key_size}", "x": x, "y": y}
     if isinstance(public, rsa.RSAPublicKey):
-        return {"kty": "RSA", "n": public.public_numbers().n, "e": public.public_numbers().e}
+        n, e = (_base64url(_octets(number)) for number in (public.public_numbers().n, public.public_numbers().e))
+        return {"kty": "RSA", "n": n, "e": e}
     raw = public.public_bytes(form.Encoding.Raw, form.PublicFormat.Raw)
-    return {"kty": "OKP", "crv": "Ed25519", "x": int.from_bytes(raw, "big")}
+    return {"kty": "OKP", "crv": "Ed25519", "x": _base64url(raw)}
+
+
+def _octets(number: int) -> bytes:
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def _base64url(data: bytes) -> str:
+    from base64 import urlsafe_b64encode
+
+    return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
 def is_signed_by(certificate: Certificate, issuer: Certificate) -> bool:
