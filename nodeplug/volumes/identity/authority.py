@@ -87,12 +87,14 @@ def with_roots(authority: Authority, roots: tuple[Root, ...]) -> Authority:
 def with_signer(authority: Authority, signer: Signer, *, now: int, overlap: int) -> Authority:
     """With a signer that takes over as soon as its root has been published for `overlap` seconds.
 
-    The first one has nobody to wait for. Raises `Refused` where its root is not among the authority's, or goes.
+    The first one has nobody to wait for, nor has one under the root of the present one. Raises `Refused` where its root
+    is not among the authority's, or goes.
     """
     root = authority.find(signer.root)
     if root is None or root.until:
         raise Refused(f"the root {signer.root} of that node CA is not, or no longer, in this node's bundle")
-    since = now if authority.signer is None else max(now, root.since + overlap)
+    waits = authority.signer is not None and authority.signer.root != root.id
+    since = max(now, root.since + overlap) if waits else now
     return advance(authority.replace(coming=signer.replace(since=since)), now)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from nodeplug.core import child, document, errors, jsontext
 from nodeplug.core.errors import Error, Internal, Unavailable
 from nodeplug.core.record import Record, key
+from nodeplug.volumes.identity import certificates
 from nodeplug.volumes.identity.issuing import PROGRAM, Ask, Interpreter, issue_here
 from nodeplug.volumes.identity.layouts import Credential
 from nodeplug.volumes.identity.store import Store, as_data, read_document
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LARGEST = 1 << 20
+_HINT = "start nodeplugd once, or run `nodeplug identity status`, as root: either notes another"
 _KINDS = (
     errors.ConfigInvalid,
     errors.NotFound,
@@ -55,7 +57,7 @@ def issue(interpreter: Interpreter, directory: str, ask: Ask, *, log: str, timeo
     except errors.NotFound:
         raise Unavailable(
             f"{interpreter.python}, which signs certificates, is not there any more",
-            hint="start nodeplugd once, or run `nodeplug identity status`, as root: either notes another",
+            hint=_HINT,
         ) from None
     if done.code != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()
@@ -69,6 +71,8 @@ def issue(interpreter: Interpreter, directory: str, ask: Ask, *, log: str, timeo
 def answer(data: bytes, now: Callable[[], float]) -> bytes:
     """The child's side: the reply to one order. Never raises."""
     try:
+        if not certificates.can_sign():
+            raise Unavailable("the interpreter that is to sign certificates lacks the package cryptography", hint=_HINT)
         order = read_document(Order, data, "the order")
         made = issue_here(Store(order.directory), order.ask, now=int(now()), log=order.log)
         fields = {name: getattr(made, name) for name in made._fields}

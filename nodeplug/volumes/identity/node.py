@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 
 from nodeplug.core import files
-from nodeplug.core.errors import ConfigInvalid, Refused, TryAgain
+from nodeplug.core.errors import ConfigInvalid, Refused, TryAgain, doing
 from nodeplug.core.record import Record
 from nodeplug.core.secret import Secret
 from nodeplug.volumes.identity import authority as rules
 from nodeplug.volumes.identity import certificates, signing
 from nodeplug.volumes.identity.authority import RENEW, Authority, Root, Signer
 from nodeplug.volumes.identity.operator import Operator
+from nodeplug.volumes.identity.store import ensure_private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def init(store: Store, trust_domain: str, *, now: int, root_days: int, node_days
                 f"this node has an authority for {store.load().trust_domain} in {store.directory}",
                 hint="look at it with `nodeplug identity status`",
             )
+        with doing(f"cannot make {store.directory}"):
+            ensure_private(store.directory)
         operator = Operator(store.root)
         if operator.exists() and operator.load().trust_domain != trust_domain:
             raise Refused(f"{store.root} has the root of another trust domain", hint="move it away")
@@ -115,7 +118,7 @@ def maintain(store: Store, *, now: int, node_days: int, overlap: int) -> Maintai
     done: list[str] = []
     found = store.load()
     change = rules.next_change(found)
-    if found.alone or (change is not None and change <= now):
+    if found.alone or (change is not None and change <= now) or store.is_untidy(found):
         with store.lock():
             before = store.load()
             found = rules.advance(before, now)
@@ -124,6 +127,8 @@ def maintain(store: Store, *, now: int, node_days: int, overlap: int) -> Maintai
                 found = _kept_alone(store, found, now=now, days=node_days, overlap=overlap, done=done)
             if found != before:
                 store.save(found)
+            else:
+                store.tidy(found)
     change = rules.next_change(found)
     after = None if change is None else float(max(0, change - now))
     return Maintained(done=tuple(done), trouble=_trouble(found, now), after=after)
@@ -143,6 +148,7 @@ def _kept_alone(store: Store, found: Authority, *, now: int, days: int, overlap:
     """The authority with root and signer replaced as far as it is time. Each step finds what the last one left."""
     operator = Operator(store.root)
     roots = operator.load()
+    operator.tidy(roots)
     active = roots.find(roots.active)
     if not roots.coming and now - active.not_before >= (active.not_after - active.not_before) * 2 // 3:
         roots = operator.prepare(now=now)

@@ -19,7 +19,7 @@ from nodeplug.volumes.identity import certificates, signing
 from nodeplug.volumes.identity.store import (
     as_data,
     check_private,
-    destroy,
+    destroy_others,
     ensure_private,
     read_document,
     read_key,
@@ -221,14 +221,16 @@ class Operator:
 
     def _save(self, roots: Roots) -> Roots:
         data = jsontext.dumps(as_data(roots), indent=1).encode() + b"\n"
-        known = {each.id for each in roots.roots}
         with doing(f"cannot write to {self.directory}"):
             ensure_private(self.directory)
             files.write_atomic(self._path(_DOCUMENT), data, 0o600)
-            for name in os.listdir(self.directory):
-                if (name.endswith(".key") and name.removesuffix(".key") not in known) or files.is_abandoned(name):
-                    destroy(self._path(name))
+        self.tidy(roots)
         return roots
+
+    def tidy(self, roots: Roots) -> None:
+        """Destroy the keys of roots that are gone, and what killed writers left."""
+        with doing(f"cannot remove what is not needed in {self.directory}"):
+            destroy_others(self.directory, {f"{each.id}.key" for each in roots.roots})
 
     def _note(self, made: Certificate, root: Root, now: int) -> None:
         line = {"ts": now, "subject": made.subject, "id": made.id, "root": root.id, "not_after": made.not_after}

@@ -28,6 +28,7 @@ from nodeplug.volumes.identity.authority import HOW, Authority
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import TypeVar
 
     from nodeplug.core.files import RangeLock
@@ -77,10 +78,16 @@ class Store:
         with doing(f"cannot write {self._path(_DOCUMENT)}"):
             ensure_private(self.directory)
             files.write_atomic(self._path(_DOCUMENT), data, 0o600)
-            for name in os.listdir(self.directory):
-                stem, dot, kind = name.rpartition(".")
-                if (dot and kind == "key" and name != _REQUEST and stem not in authority.keys) or _is_torn(name):
-                    destroy(self._path(name))
+        self.tidy(authority)
+
+    def tidy(self, authority: Authority) -> None:
+        """Destroy keys that nothing names, and what killed writers left. For the holder of the lock."""
+        with doing(f"cannot remove what is not needed in {self.directory}"):
+            destroy_others(self.directory, _named(authority))
+
+    def is_untidy(self, authority: Authority) -> bool:
+        """Whether `tidy` would find something. Raises OSError."""
+        return bool(_others(self.directory, _named(authority)))
 
     def key(self, key_id: str) -> Secret:
         """A signer's private key. Raises `Unavailable`, `PermissionRefused` when others could read it too."""
@@ -172,5 +179,16 @@ def destroy(path: str) -> None:
     files.remove(path)
 
 
-def _is_torn(name: str) -> bool:
-    return files.is_abandoned(name)
+def destroy_others(directory: str, keep: Collection[str]) -> None:
+    """Destroy every key in the directory but those, and what killed writers left. Raises OSError."""
+    for name in _others(directory, keep):
+        destroy(f"{directory}/{name}")
+
+
+def _named(authority: Authority) -> set[str]:
+    return {f"{key_id}.key" for key_id in authority.keys} | {_REQUEST}
+
+
+def _others(directory: str, keep: Collection[str]) -> list[str]:
+    names = os.listdir(directory)
+    return [name for name in names if (name.endswith(".key") and name not in keep) or files.is_abandoned(name)]
