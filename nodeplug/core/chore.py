@@ -9,6 +9,7 @@ there need not tell anybody. Imports core only; `is_kept` is for those who leave
 from __future__ import annotations
 
 from nodeplug.core import files, paths
+from nodeplug.core.errors import Internal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Chore:
         Raises whatever goes wrong as a whole: it is told, and tried again ever later, each minute in the end. Of single
         things use `turn.fail`.
         """
-        raise NotImplementedError
+        raise Internal(f"chore {self.name} has nothing to run")
 
 
 def is_kept(name: str) -> bool:
