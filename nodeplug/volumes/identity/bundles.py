@@ -19,12 +19,14 @@ USUAL = (
 )
 """Where distributions keep all certificates they trust in one file."""
 
+LARGEST = 4 << 20
+"""Bytes of a file of certificates."""
+
 REFRESH_HINT = 3600
 """Seconds; SPIFFE Trust Domain and Bundle section 4.1.2."""
 
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 _END = b"-----END CERTIFICATE-----"
-_LARGEST = 8 << 20
 
 
 def blocks(data: bytes) -> list[bytes]:
@@ -46,7 +48,7 @@ def host_certificates(path: str = "") -> bytes:
     """What the host trusts, as PEM: the file at `path`, or the first of the usual ones. Raises `Unavailable`."""
     for each in (path,) if path else USUAL:
         try:
-            found = files.read_bounded(each, _LARGEST)
+            found = files.read_bounded(each, LARGEST)
         except OSError:
             continue
         if blocks(found):

@@ -49,6 +49,14 @@ def can_sign() -> bool:
     return True
 
 
+def load_all() -> None:
+    """Import all that signing needs, for a process that is about to leave the files it came from."""
+    from cryptography import exceptions, x509  # noqa: F401  # so that they are there
+    from cryptography.hazmat.primitives import hashes, serialization  # noqa: F401  # likewise
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa  # noqa: F401  # likewise
+    from cryptography.x509 import oid  # noqa: F401  # likewise
+
+
 def read(text: str) -> tuple[Certificate, ...]:
     """Every certificate in PEM text, whatever stands between them. Raises ValueError."""
     from cryptography import x509
