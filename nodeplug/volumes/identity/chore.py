@@ -123,6 +123,10 @@ class IdentityChore(Chore):
         except (Error, OSError) as error:
             after = renewal.put_off(note, error, now)
             turn.fail(note.target, _told(after, now))
+            try:
+                notes.write(after)
+            except OSError:
+                pass  # then it is tried again by an older note
             return after.retry
         return after.renew
 

@@ -102,8 +102,19 @@ def every(directory: str = DIRECTORY) -> tuple[list[Note], list[str]]:
 
 
 def ids(directory: str = DIRECTORY) -> list[str]:
+    """Every volume that has a note, readable or not."""
+    return sorted(
+        name.removesuffix(_SUFFIX) for name in _names(directory) if name.endswith(_SUFFIX) and not name.startswith(".")
+    )
+
+
+def abandoned(directory: str = DIRECTORY) -> list[str]:
+    """The files of writers that were killed."""
+    return [f"{directory}/{name}" for name in _names(directory) if files.is_abandoned(name)]
+
+
+def _names(directory: str) -> list[str]:
     try:
-        names = os.listdir(directory)
+        return os.listdir(directory)
     except FileNotFoundError:
         return []
-    return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith("."))

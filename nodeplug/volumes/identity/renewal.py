@@ -21,7 +21,9 @@ from nodeplug.volumes.identity.store import Store
 SOURCE = "nodeplug.dev/identity"
 """What mountinfo shows of these volumes."""
 
-_KEPT = 1  # generations besides the one that is shown: whoever has just opened `..data` finds his files
+KEPT = 3
+"""Generations besides the one that is shown: whoever has just opened `..data` finds his files, however slow he is."""
+
 _FIRST_RETRY, _LAST_RETRY = 5, 300
 _SET_BACK = 60  # seconds that a clock may go back before what it made counts as of the future
 _FROM, _TO = 0.45, 0.55  # of a certificate's life: when it is replaced
@@ -92,7 +94,7 @@ def show(volume: int, made: Made) -> None:
     """Swap the files of the mount that `volume` is a descriptor of. Raises OSError."""
     top = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=volume)
     try:
-        atomic.write(top, made.files, keep=_KEPT)
+        atomic.write(top, made.files, keep=KEPT)
     finally:
         os.close(top)
 
@@ -120,13 +122,11 @@ def replace(note: Note, place: Place, *, now: int, timeout: float) -> Note:
 
 
 def put_off(note: Note, error: Exception, now: int) -> Note:
-    """After an attempt that failed: the next one later and later, but not past five minutes. Raises OSError."""
+    """What to note after an attempt that failed: the next one later and later, but not past five minutes."""
     pause = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(note.failures, 10)) * _between(0.75, 1.0)
     said = error.message if isinstance(error, Error) else str(error)
     hint = error.hint if isinstance(error, Error) else ""
-    after = note.replace(failures=note.failures + 1, retry=now + int(pause) + 1, error=f"{said}; {hint}".strip("; "))
-    notes.write(after)
-    return after
+    return note.replace(failures=note.failures + 1, retry=now + int(pause) + 1, error=f"{said}; {hint}".strip("; "))
 
 
 def due(note: Note, *, roots: str, system: str, now: int) -> int:

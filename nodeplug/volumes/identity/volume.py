@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 
+from nodeplug.core import files
 from nodeplug.core.chore import is_kept
 from nodeplug.core.document import Wrong, choice, duration, expects
 from nodeplug.core.errors import ConfigInvalid, PermissionRefused, doing
 from nodeplug.core.record import Record, key
 from nodeplug.kernel import fsmount
-from nodeplug.volumes.contract import Health, Plan, Step, Volume
+from nodeplug.volumes.contract import Health, Leftover, Plan, Step, Volume
 from nodeplug.volumes.identity import bundles, layouts, notes, renewal, spiffe
 from nodeplug.volumes.identity.authority import LONGEST_TTL, SHORTEST_TTL
 from nodeplug.volumes.identity.notes import Wanted
@@ -34,7 +35,7 @@ CHORE = "identity"
 
 _KEY_TYPES = ("ECDSAP256", "ECDSAP384", "ED25519", "RSA3072", "RSA4096")
 _ROOM = 1 << 20
-_HOST_ROOM = 4 * bundles.LARGEST  # three generations of the host's certificates, and ours
+_HOST_ROOM = (renewal.KEPT + 2) * bundles.LARGEST  # of every generation, and of the one that is being written
 _GROUP_READS = 0o040
 _TIMEOUT = 30.0
 
@@ -209,6 +210,16 @@ class Identity(Volume):
         if note.failures:
             return Health(ok=False, reason=f"its certificate could not be replaced{_why(note)}")
         return Health(ok=True)
+
+    def leftovers(self, known: tuple[Published, ...], *, apply: bool) -> tuple[Leftover, ...]:
+        """Notes of volumes that are none any more, and what killed writers of notes left."""
+        wanted = {each.id for each in known}
+        found = [(f"{notes.DIRECTORY}/{id}.json", "it is of no volume") for id in notes.ids() if id not in wanted]
+        found += [(path, "its writer was killed") for path in notes.abandoned()]
+        if apply:
+            for path, _reason in found:
+                files.remove(path)
+        return tuple(Leftover(kind="note", name=path, reason=reason, removed=apply) for path, reason in found)
 
 
 def _why(note: notes.Note) -> str:
