@@ -35,6 +35,10 @@ COMMANDS = {
 DOORS = {
     "cni": ("nodeplug.cni.cli:cli", "Run network plugins as a container runtime does; collect what was left behind."),
     "device": ("nodeplug.deviceplugin.cli:cli", "Devices of this node: what is found, offered and in use, and why."),
+    "identity": (
+        "nodeplug.volumes.identity.cli:cli",
+        "Identities of pods: the node's authority that signs them, and the roots above.",
+    ),
     "kms": ("nodeplug.kms.cli:cli", "The key management service: keys, their rotation, their copies."),
 }
 _ALL = COMMANDS | DOORS

@@ -11,7 +11,7 @@ import sys
 import time
 
 from nodeplug.core import document, files, paths
-from nodeplug.core.errors import ConfigInvalid, Malformed, NotFound, Refused, TryAgain, Unavailable, doing
+from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refused, TryAgain, Unavailable, doing
 from nodeplug.kernel import mount
 from nodeplug.volumes import state
 from nodeplug.volumes.contract import Health, Request, Stats, volume_id
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DRIVERS = {
     "bind": "nodeplug.volumes.bind:Bind",
+    "identity": "nodeplug.volumes.identity.volume:Identity",
     "loop": "nodeplug.volumes.loop:Loop",
     "overlay": "nodeplug.volumes.overlay:Overlay",
     "secret": "nodeplug.volumes.secret:SecretFiles",
@@ -129,6 +130,7 @@ class Service:
                     known = self._read(id)
                     needed = (id, *_locks_of(known))
                     if set(needed) <= set(keys):
+                        self._part(known)
                         take_away(target, self.warn)
                         if known is None:
                             state.remove(id)  # or what a killed writer left of it
@@ -137,6 +139,15 @@ class Service:
                         return
                 keys = needed  # published anew meanwhile
         raise TryAgain(f"{target} is published anew all the while")
+
+    def _part(self, known: Published | None) -> None:
+        there = mount.find(known.target) if known is not None else None
+        if known is None or there is None or not _is_of(there, known):
+            return
+        try:
+            implementation(known.driver)().part(known)
+        except (Error, OSError) as error:
+            self.warn(f"the content of {known.target} was left as it was: {error}")
 
     def stats(self, target: str) -> Stats:
         """What the volume at the target holds. Raises `NotFound` when there is none."""

@@ -27,6 +27,7 @@ _LARGEST = 1 << 20
 _SUFFIX = ".json"
 
 STEPS = {
+    "IdentityFiles": "nodeplug.volumes.identity.volume:IdentityFiles",
     "ImageFile": "nodeplug.volumes.imagefile:ImageFile",
     "Staged": "nodeplug.volumes.stage:Staged",
 }
