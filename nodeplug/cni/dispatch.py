@@ -243,7 +243,7 @@ class _Service:
         """The plugin's request; None when there is nothing it may do."""
         env = self.call.env
         common: dict[str, Any] = {
-            "config": protocol.plugin_configuration(plugin.config, data),
+            "config": protocol.plugin_configuration(plugin.config, data, self.call.stdin),
             "version": preamble.version,
             "network": preamble.network,
             "prev_result": None,

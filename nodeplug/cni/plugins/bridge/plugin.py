@@ -15,11 +15,11 @@ from nodeplug.cni.plugins.bridge.config import BridgeConf, validate
 from nodeplug.cni.plugins.bridge.plan import gateways, planned, with_macs
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.keys import requested_mac
-from nodeplug.core import paths
+from nodeplug.core import company, paths
 from nodeplug.core.errors import doing
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
-from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
+from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, route
 from nodeplug.kernel.rtnl import links
 
 TYPE_CHECKING = False
@@ -48,27 +48,28 @@ class Bridge(Plugin):
     def add(self, request: AddRequest) -> Result:
         config: BridgeConf = request.config
         validate(config, addresses=request.ipam is not None)
-        mac = requested_mac(config.runtime_config, config.args, request.args)
-        with Netlink(NETLINK_ROUTE) as host, _inside(request) as pod, Undo() as undo:
+        mac = requested_mac(config.runtime_config, config.args, request.args) or veth.new_mac()
+        with company.present().lend(route) as host, Undo() as undo:
             bridge = _ensure_bridge(host, request)
-            if config.macspoofchk and mac is None:
-                mac = veth.new_mac()
             port = ports.connect(host, bridge, request, undo, mac=mac)
-            if config.macspoofchk and mac is not None:
+            if config.macspoofchk:
                 _guard(request, mac, undo)
             if config.uses_vlans:
                 _set_vlans(host, bridge, port, request)
             given = addressing.ask(request, undo, lambda: hostlink.remove(host, port.index))
             result = planned(request, bridge, port, given)
-            end = _configure(pod, port, request, result)
+            pod = _inside(request)
+            undo.push(pod.close)
+            if not config.disable_container_interface:
+                addressing.configure(
+                    pod, request.netns, port.parent, request.ifname, result, detect_duplicates=config.enabledad
+                )
             gateway = _ensure_gateways(host, bridge, request, result)
             _masquerade(request, result, undo)
-            _wait(host, port, request)
-            if result.ips:
-                addressing.announce(pod, end)
             bridge, port, *others = _finished(host, request, bridge, port, gateway)
             undo.commit()
-        return with_macs(result, [bridge, port, end, *others])
+        company.present().later(lambda: _announce(pod, port.parent, mac, result))
+        return with_macs(result, [bridge.mac, port.mac, mac], others)
 
     def delete(self, request: DelRequest) -> None:
         _take_back(request, lambda: ports.disconnect(request), foreign=True)
@@ -167,18 +168,6 @@ def _unguard(request: AttachmentRequest) -> None:
         spoofing.remove(request.attachment)
 
 
-def _configure(pod: Netlink, port: Link, request: AddRequest, result: Result) -> Link:
-    """The pod's end, as it is in the end."""
-    config: BridgeConf = request.config
-    if not config.disable_container_interface:
-        return addressing.configure(
-            pod, request.netns, port.parent, request.ifname, result, detect_duplicates=config.enabledad
-        )
-    with doing(f"cannot read {request.ifname} in {request.netns.path}", hints=HINTS):
-        (answer,) = pod.request(links.query(port.parent))
-    return links.parse(answer or b"")
-
-
 def _ensure_gateways(host: Netlink, bridge: Link, request: AddRequest, result: Result) -> Link | None:
     """Make the host the pods' gateway where it should be; the link that is it in a VLAN, where there is one."""
     config: BridgeConf = request.config
@@ -206,20 +195,22 @@ def _masquerade(request: AddRequest, result: Result, undo: Undo) -> None:
     masquerade.add(request, [ip.address for ip in result.ips])
 
 
-def _wait(host: Netlink, port: Link, request: AddRequest) -> None:
-    """Until frames pass between the pod and the bridge; a pod's end that is left down lets none pass."""
-    if request.config.disable_container_interface:
-        return
-    with doing(f"cannot read link {port.name}", hints=HINTS):
-        (answer,) = host.request(links.query(port.index))
-    ports.wait_until_forwarding(host, links.parse(answer or b""))
-
-
 def _finished(host: Netlink, request: AddRequest, *found: Link | None) -> list[Link]:
-    """The links as they are now, with the pod's labelled as one in use. Their MAC addresses may have changed: udev sets
-    a new link's, and a bridge that somebody else made takes its first port's.
+    """The bridge, the port and what else there is as they are now, the port labelled as one in use.
+
+    Once frames pass between the pod and the bridge; a pod's end that is left down lets none pass. A bridge that
+    somebody else made takes its first port's MAC address.
     """
     label = hostlink.labelled(request.attachment.identity, request.attachment, finished=True)
     with doing("cannot read the links that were made", hints=HINTS):
         *answers, _ = host.request(*[links.query(link.index) for link in found if link is not None], label)
-    return [links.parse(answer or b"") for answer in answers]
+    bridge, port, *others = [links.parse(answer or b"") for answer in answers]
+    if not request.config.disable_container_interface:
+        port = ports.wait_until_forwarding(host, port)
+    return [bridge, port, *others]
+
+
+def _announce(pod: Netlink, index: int, mac: bytes, result: Result) -> None:
+    with pod:
+        if result.ips:
+            addressing.announce(pod, index, mac)
