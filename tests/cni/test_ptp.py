@@ -124,6 +124,15 @@ def test_ptp_gateway_may_be_any_the_address_manager_says(
     network.check(netns, result)
 
 
+@pytest.mark.parametrize(("families", "addressed"), [((4,), False), ((4, 6), True)])
+def test_ptp_hosts_end_speaks_ipv6_to_pods_that_have_it(
+    ledger: Ledger, netns: Space, families: tuple[int, ...], addressed: bool
+) -> None:
+    ptp(ledger, ipam=host_local(*families)).add(netns)
+    (found,) = HERE.ip("-6", "address", "show", "dev", end_of(netns)) or [{"addr_info": []}]
+    assert bool(found["addr_info"]) is addressed
+
+
 @pytest.mark.parametrize("mtu", [0, 1280, 9000, 65535])
 def test_ptp_mtu_is_that_of_both_ends(ledger: Ledger, netns: Space, mtu: int) -> None:
     ptp(ledger, mtu=mtu, ipam=host_local(4, 6)).add(netns)

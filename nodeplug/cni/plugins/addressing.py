@@ -87,7 +87,7 @@ def configure(
     with doing(f"cannot configure {ifname} in {netns.path}", hints=HINTS):
         prepare(netns, ifname, families, detect_duplicates=detect_duplicates)
         messages = [addresses.add(_address(index, ip, nodad=not detect_duplicates)) for ip in ours]
-        messages.append(set_up(index, families))
+        messages += set_up(index, families)
         messages += route_messages(index, result.routes, ours)
         answers = pod.request(*messages, *also)
     if detect_duplicates and 6 in families:
@@ -102,9 +102,13 @@ def prepare(netns: Netns, ifname: str, families: set[int], *, detect_duplicates:
             _prepare_v6(ifname, detect_duplicates)
 
 
-def set_up(index: int, families: set[int]) -> Message:
-    """Set the pod's link up; its neighbours are told when its MAC address changes, or is said again (`announce`)."""
-    return links.set(index, up=True, arp_notify=True if 4 in families else None)
+def set_up(index: int, families: set[int]) -> list[Message]:
+    """Set the pod's link up; its neighbours are told of its addresses then, and whenever its MAC address changes.
+
+    In two messages: in one, arp_notify would come last, and the neighbours of a macvlan hear nothing.
+    """
+    notify = [links.set(index, arp_notify=True)] if 4 in families else []
+    return [*notify, links.set(index, up=True)]
 
 
 def _prepare_v6(ifname: str, detect_duplicates: bool) -> None:

@@ -66,7 +66,7 @@ def connect(
         undo.push(lambda: hostlink.remove(host, name))
         if isinstance(named, NetlinkError):
             raise named
-        _spare_ipv6(name, is_port=master is not None)
+        _spare_ipv6(name)
         *_, answer = host.request(links.set(name, up=True), *settings, links.query(name))
     return links.parse(answer or b"")
 
@@ -76,17 +76,14 @@ def new_mac() -> bytes:
     return bytes((os.urandom(1)[0] & 0xFC | 0x02,)) + os.urandom(5)
 
 
-def _spare_ipv6(name: str, *, is_port: bool) -> None:
-    """Keep the host from speaking IPv6 by the link for itself.
+def _spare_ipv6(name: str) -> None:
+    """Keep the host from speaking IPv6 by the link for itself, unless somebody gives it an address there.
 
-    A bridge's port has no use for it: what comes in by it is the bridge's. Yet each would have an address and two
-    routes, all of which the kernel looks through when any link changes; and would solicit routers in the pod. Any other
-    end is only to take no routes from the pod.
+    What comes in by a bridge's port is the bridge's, and a pod with IPv4 alone has nothing to say. Yet each link would
+    have an address and two routes, all of which the kernel looks through when any link changes; and would solicit
+    routers in the pod.
     """
-    if is_port:
-        sysctl.prefer("1", "net", "ipv6", "conf", name, "disable_ipv6")
-    else:
-        sysctl.prefer("0", "net", "ipv6", "conf", name, "accept_ra")
+    sysctl.prefer("1", "net", "ipv6", "conf", name, "disable_ipv6")
 
 
 def wait_until_up(host: Netlink, link: Link, failing: str) -> Link:

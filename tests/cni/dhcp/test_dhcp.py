@@ -573,3 +573,17 @@ def test_dhcp_as_an_executable(lan: Lan, ledger: Ledger) -> None:
     assert leases() == []
     version = run([program], env={"CNI_COMMAND": "VERSION"}, stdin=b"").ok().json()
     assert version["supportedVersions"] == list(VERSIONS)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_dhcp_an_add_in_vain_leaves_what_an_earlier_one_has(lan: Lan) -> None:
+    """Its pod may live: the runtime's DEL says that it does not."""
+    server = Faulty(lan)
+    pod = lan.pod()
+    give(pod, add(pod))
+    server.silent = True
+    assert refused("ADD", pod)["code"] == 11
+    assert ipv4(pod) == {"10.5.0.50/24"} and the_lease().state == "bound"
+    assert refused("ADD", pod, conf(provide=[{"option": "53", "value": "x"}]))["code"] == 7
+    assert ipv4(pod) == {"10.5.0.50/24"} and server.count(RELEASE) == 0
+    delete(pod)

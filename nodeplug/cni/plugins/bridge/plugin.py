@@ -6,6 +6,8 @@ netns. The bridge belongs to the node: no command takes it away.
 
 from __future__ import annotations
 
+import os
+
 from nodeplug.cni.contract import Plugin
 from nodeplug.cni.plugins import addressing, forwarding, hostlink, veth
 from nodeplug.cni.plugins.bridge import device, ports
@@ -13,7 +15,7 @@ from nodeplug.cni.plugins.bridge.config import BridgeConf, validate
 from nodeplug.cni.plugins.bridge.plan import gateways, planned, with_macs
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.keys import requested_mac
-from nodeplug.core import company
+from nodeplug.core import company, paths
 from nodeplug.core.errors import doing
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
@@ -82,7 +84,7 @@ class Bridge(Plugin):
 
     def gc(self, request: GcRequest) -> None:
         from nodeplug.cni.plugins import masquerade
-        from nodeplug.cni.plugins.bridge import spoofing
+        from nodeplug.cni.plugins.bridge import spoofing, takeover
 
         steps = Steps()
         gone = steps.run(lambda: hostlink.remove_stale(request.network, request.valid))
@@ -90,6 +92,7 @@ class Bridge(Plugin):
             steps.run(request.ipam.gc)
         steps.run(lambda: masquerade.collect(request))
         steps.run(lambda: spoofing.collect(request.network, request.valid))
+        steps.run(lambda: takeover.collect_rules(request.network, request.valid))
         steps.close()
 
     def status(self, request: StatusRequest) -> None:
@@ -118,10 +121,12 @@ def _take_back(request: AttachmentRequest, disconnect: Callable[[], object], *, 
         steps.run(request.ipam.delete)
     steps.run(lambda: _unguard(request))
     steps.run(masquerade.end)
-    if foreign and (request.config.ip_masq or request.config.macspoofchk):
+    asked = request.config.ip_masq or request.config.macspoofchk
+    if foreign and (asked or not os.path.lexists(paths.NO_REFERENCE)):
+        from nodeplug.cni.plugins import podaddresses
         from nodeplug.cni.plugins.bridge import takeover
 
-        steps.run(lambda: takeover.remove_rules(request.attachment))
+        steps.run(lambda: takeover.remove_rules(request.attachment, podaddresses.packed(request.prev_result)))
     steps.close()
 
 
