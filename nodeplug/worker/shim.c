@@ -3,7 +3,9 @@
  * Everything is found beside this file, by /proc/self/exe: .nodeplug/worker.sock, .nodeplug/exec (the launcher) and
  * .nodeplug/absent (what to say where neither can be had). docs/wire.md has the frames and what a client does, step by
  * step; docs/worker.md has the form of `absent`. Two variables mean something: CNI_COMMAND tells whether stdin holds a
- * configuration, CNI_NETNS which namespace to open for the worker, which opens no path that it is sent.
+ * configuration, CNI_NETNS which namespace to open for the worker, which opens no path that it is sent. Arguments
+ * without CNI_COMMAND are a FlexVolume call: nothing is on stdin, secrets may be among them, and the caller takes all
+ * that is written, to whichever descriptor, for one JSON value.
  *
  * Build: cc -std=c11 -O2 -static -Wall -Wextra -Werror -o shim shim.c
  */
@@ -17,20 +19,22 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { REQUEST = 1, LAST_WORDS = 2, ANSWER = 3, HEADER = 24, KIB = 1024 };
-enum { GREETING = 2000, PATIENCE = 90000, STDIN_PATIENCE = 30000, RETRY = 200 }; /* milliseconds */
+enum { GREETING = 2000, PATIENCE = 90000, VERB_PATIENCE = 55000, STDIN_PATIENCE = 30000, RETRY = 200 }; /* ms */
 enum { ARGV_MOST = 256 * KIB, STDIN_MOST = 4096 * KIB, STDIN_READ = 16384 * KIB + 1, ABSENT_MOST = 64 * KIB };
+enum { MOUNTED_MOST = 4 * KIB, MOUNTINFO_MOST = 32768 * KIB };
 
 extern char **environ;
 
 struct bytes { char *data; size_t size; };
-struct reply { int known, yourself, code; struct bytes out, err; };
-struct call { char *name; char **arguments; struct bytes argv, env, in; };
+struct reply { int known, yourself, code; struct bytes out, err, mounted; };
+struct call { char *name, *verb; char **arguments; struct bytes argv, env, in; };
 
 static int64_t now(void)
 {
@@ -207,21 +211,50 @@ static int receive_reply(int fd, struct reply *reply, int *kind, int64_t deadlin
 	if (!receive(fd, h, HEADER, deadline))
 		return 0;
 	int last = h[6] == LAST_WORDS;
-	uint32_t code = get(h + 8, 4), out = get(h + 12, 4), err = get(h + 16, 4);
+	uint32_t code = get(h + 8, 4), out = get(h + 12, 4), err = get(h + 16, 4), mounted = get(h + 20, 4);
 	if (memcmp(h, "npwr", 4) != 0 || get(h + 4, 2) != 1 || (h[6] != LAST_WORDS && h[6] != ANSWER))
 		return 0;
-	if (h[7] & ~(last ? 1 : 0) || code > 255 || get(h + 20, 4) != 0)
+	if (h[7] & ~(last ? 1 : 0) || code > 255 || mounted > (last ? 0 : MOUNTED_MOST))
 		return 0;
 	if (out > (last ? 64u : 8192u) * KIB || err > (last ? 64u : 1024u) * KIB)
 		return 0;
-	char *body = malloc((size_t)out + err + 1);
-	if (body == NULL || !receive(fd, body, (size_t)out + err, deadline)) {
+	size_t whole = (size_t)out + err + mounted;
+	char *body = malloc(whole + 1);
+	if (body == NULL || !receive(fd, body, whole, deadline)) {
 		free(body);
 		return 0;
 	}
 	*kind = h[6];
-	*reply = (struct reply){ 1, h[7] & 1, (int)code, { body, out }, { body + out, err } };
+	*reply = (struct reply){ 1, h[7] & 1, (int)code, { body, out }, { body + out, err }, { body + out + err, mounted } };
 	return 1;
+}
+
+/* Whether `path` is a mount point here. mountinfo writes white space and backslashes as three octal digits. */
+static int is_mounted(struct bytes path)
+{
+	int fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC), found = 0;
+	struct bytes all = fd < 0 ? (struct bytes){ NULL, 0 } : read_all(fd, MOUNTINFO_MOST, now() + GREETING);
+	for (char *at = all.data, *end = at + all.size; at < end && !found;) {
+		char *line = memchr(at, '\n', (size_t)(end - at)), *stop = line ? line : end;
+		for (int fields = 0; fields < 4 && at != NULL; fields++)
+			at = (at = memchr(at, ' ', (size_t)(stop - at))) ? at + 1 : NULL;
+		size_t n = 0;
+		for (; at != NULL && at < stop && *at != ' ' && n < path.size; n++) {
+			char c = *at++;
+			if (c == '\\' && stop - at >= 3) {
+				c = (char)((at[0] - '0') << 6 | (at[1] - '0') << 3 | (at[2] - '0'));
+				at += 3;
+			}
+			if (c != path.data[n])
+				break;
+		}
+		found = at != NULL && n == path.size && at < stop && *at == ' ';
+		at = stop + 1;
+	}
+	free(all.data);
+	if (fd >= 0)
+		close(fd);
+	return found;
 }
 
 /* Ask the worker: with an answer this ends. Otherwise its last words are in `words`, if it had any. */
@@ -238,9 +271,12 @@ static void ask(int directory, const struct call *call, struct reply *words, int
 		goto out;
 	if (!send_request(fd, call, greeted, deadline))
 		goto out;
-	while (receive_reply(fd, words, &kind, words->known ? deadline : greeted))
+	for (struct reply next; receive_reply(fd, &next, &kind, words->known ? deadline : greeted); *words = next) {
+		if (kind == ANSWER && next.mounted.size > 0 && !is_mounted(next.mounted))
+			break; /* it was mounted where the caller does not see it */
 		if (kind == ANSWER)
-			finish(words->code, words->out, words->err);
+			finish(next.code, next.out, next.err);
+	}
 	if (words->known && !words->yourself)
 		finish(words->code, words->out, words->err);
 out:
@@ -248,10 +284,14 @@ out:
 		close(fd);
 }
 
-/* Be the launcher, which reads on stdin what was read here. Returns when there is none that can run. */
+/* Be the launcher, which reads on stdin what was read here; the arguments of a verb too, for everybody may see those of
+ * a process. Returns when there is none that can run. */
 static void run(const char *path, const struct call *call, int read_stdin)
 {
-	size_t count = 0;
+	size_t count = 0, named = strlen(call->name) + 1;
+	char *hidden[] = { (char *)path, call->name, (char *)"-", NULL };
+	if (call->verb != NULL && call->argv.size < named)
+		return; /* there are more of them than any volume needs */
 	while (call->arguments[count] != NULL)
 		count++;
 	char **argv = calloc(count + 3, sizeof *argv);
@@ -260,21 +300,41 @@ static void run(const char *path, const struct call *call, int read_stdin)
 	argv[0] = (char *)path;
 	argv[1] = call->name;
 	memcpy(argv + 2, call->arguments, count * sizeof *argv);
-	if (read_stdin) {
+	if (read_stdin || call->verb != NULL) {
 		int copy = memfd_create("stdin", MFD_CLOEXEC);
 		if (copy < 0)
 			return;
-		print(copy, call->in);
+		if (call->verb != NULL)
+			print(copy, (struct bytes){ call->argv.data + named, call->argv.size - named });
+		else
+			print(copy, call->in);
 		lseek(copy, 0, SEEK_SET);
 		dup2(copy, 0);
 		close(copy);
 	}
-	execve(path, argv, environ);
+	execve(path, call->verb != NULL ? hidden : argv, environ);
 	free(argv);
 }
 
+/* Whether a line of `absent` is for this call: `*`, a variable and its value, a verb, or a name, a slash and a verb. */
+static int is_for(const struct call *call, const char *which)
+{
+	size_t named = strlen(call->name);
+	if (strcmp(which, "*") == 0)
+		return 1;
+	if (strchr(which, '=') != NULL) {
+		for (char **e = environ; *e != NULL; e++)
+			if (strcmp(*e, which) == 0)
+				return 1;
+		return 0;
+	}
+	if (call->verb != NULL && strncmp(which, call->name, named) == 0 && which[named] == '/')
+		which += named + 1;
+	return call->verb != NULL && strcmp(which, call->verb) == 0;
+}
+
 /* The first line of `absent` that is for this call, taken apart: seconds, exit code, stdout. */
-static struct reply absent(int directory, long *seconds)
+static struct reply absent(int directory, const struct call *call, long *seconds)
 {
 	struct reply none = { .known = 1, .code = 1 };
 	int fd = openat(directory, ".nodeplug/absent", O_RDONLY | O_CLOEXEC);
@@ -291,10 +351,7 @@ static struct reply absent(int directory, long *seconds)
 		if ((text = strchr(which, ' ')) == NULL)
 			continue;
 		*text++ = 0;
-		int ours = strcmp(which, "*") == 0;
-		for (char **e = environ; !ours && *e != NULL; e++)
-			ours = strcmp(*e, which) == 0;
-		if (!ours)
+		if (!is_for(call, which))
 			continue;
 		*seconds = wait;
 		none.code = (int)code & 255;
@@ -302,16 +359,33 @@ static struct reply absent(int directory, long *seconds)
 		return none;
 	}
 	static char said[] = "nodeplug: there is neither a worker nor a launcher here, nor a file that says what to answer\n";
-	none.err = (struct bytes){ said, sizeof said - 1 };
+	/* A driver that answers so is not loaded, which is right for a controller manager that has no more than this file. */
+	static char init[] = "{\"status\":\"Not supported\"}\n";
+	static char verb[] = "{\"status\":\"Failure\",\"message\":\"nodeplug: there is neither a worker nor a launcher here; "
+			     "run nodeplug install flexvolume\"}\n";
+	if (call->verb == NULL)
+		none.err = (struct bytes){ said, sizeof said - 1 };
+	else if (strcmp(call->verb, "init") == 0)
+		none = (struct reply){ .known = 1, .out = { init, sizeof init - 1 } };
+	else
+		none = (struct reply){ .known = 1, .out = { verb, sizeof verb - 1 } };
 	return none;
+}
+
+/* Overwrite the arguments after the verb, which /proc shows to everybody. They are in call->argv by now. */
+static void hide(char **arguments)
+{
+	for (; *arguments != NULL; arguments++)
+		memset(*arguments, 0, strlen(*arguments));
 }
 
 int main(int argc, char **argv)
 {
 	static char self[PATH_MAX], launcher[PATH_MAX + 32];
 	const char *command = getenv("CNI_COMMAND");
-	int read_stdin = command && *command && strcmp(command, "VERSION") != 0;
-	int64_t start = now();
+	int is_cni = command && *command, is_verb = argc > 1 && !is_cni;
+	int read_stdin = is_cni && strcmp(command, "VERSION") != 0;
+	int64_t start = now(), deadline = start + (is_verb ? VERB_PATIENCE : PATIENCE);
 	long seconds;
 	for (int fd = 0; fd < 3; fd++)
 		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0)
@@ -330,19 +404,24 @@ int main(int argc, char **argv)
 	call.env = joined(NULL, environ, ARGV_MOST);
 	if (read_stdin)
 		call.in = read_all(0, STDIN_READ, start + STDIN_PATIENCE);
+	if (is_verb) {
+		call.verb = argv[1];
+		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+		hide(argv + 2);
+	}
 
 	struct reply words = { .known = 0 };
-	if (command && *command) /* without, a person looks for what this is */
-		ask(directory, &call, &words, start + PATIENCE);
+	if (is_cni || is_verb) /* else a person looks for what this is */
+		ask(directory, &call, &words, deadline);
 	snprintf(launcher, sizeof launcher, "%s/.nodeplug/exec", self);
 	run(launcher, &call, read_stdin);
 
 	/* No Python here. The worker may be back soon. */
-	struct reply last = absent(directory, &seconds);
+	struct reply last = absent(directory, &call, &seconds);
 	while (now() < start + seconds * 1000) {
 		poll(NULL, 0, RETRY);
 		struct reply again = { .known = 0 };
-		ask(directory, &call, &again, start + PATIENCE);
+		ask(directory, &call, &again, deadline);
 		if (again.known)
 			words = again;
 	}
