@@ -1,0 +1,91 @@
+"""Parsers of volumes' options. Flex has only strings, CSI too; a state file has what was read: each takes both.
+
+Used by back-ends in their `options` records, beside those of core.document.
+"""
+
+from __future__ import annotations
+
+from nodeplug.core.document import Wrong, expects, size, text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nodeplug.core.document import Parser, Place
+
+
+@expects("true or false")
+def flag(value: Any, _at: Place) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value not in ("true", "false"):
+        raise Wrong("expected true or false")
+    return bool(value == "true")
+
+
+def count(low: int, high: int) -> Parser[int]:
+    """A whole number within bounds, both included, in decimal digits."""
+    phrase = f"a whole number from {low} to {high}"
+
+    @expects(phrase)
+    def read(value: Any, _at: Place) -> int:
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise Wrong(f"expected {phrase}")
+        return value
+
+    return read
+
+
+def number_id(value: Any, at: Place) -> int:
+    """A user's or group's number; the last one means "unchanged" to the kernel."""
+    return _number_id(value, at)
+
+
+_number_id = count(0, (1 << 32) - 2)
+expects("a user or group number")(number_id)
+
+
+@expects('access rights in octal digits ("0750")')
+def mode(value: Any, _at: Place) -> int:
+    if isinstance(value, str) and 0 < len(value) <= 5 and not value.strip("01234567"):
+        value = int(value, 8)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 0o7777:
+        raise Wrong('expected access rights in octal digits, such as "0750"')
+    return value
+
+
+@expects('a size, more than nothing: bytes, or a number with Ki, Mi, Gi, Ti, k, M, G or T ("64Mi")')
+def some_size(value: Any, at: Place) -> int:
+    """Bytes."""
+    found = size(value, at)
+    if found <= 0:
+        raise Wrong("must be more than nothing")
+    return found
+
+
+@expects("words between commas; a comma within one is written \\,")
+def words(value: Any, at: Place) -> tuple[str, ...]:
+    """An empty string is no word at all; space around words does not count."""
+    if isinstance(value, (list, tuple)):
+        return tuple(text(item, at) for item in value)
+    found = [""]
+    escaped = False
+    for character in text(value, at):
+        if escaped or character not in ",\\":
+            # A backslash before anything else stands for itself.
+            found[-1] += character if not escaped or character in ",\\" else "\\" + character
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        else:
+            found.append("")
+    if escaped:
+        found[-1] += "\\"
+    parts = tuple(part.strip() for part in found)
+    if parts == ("",):
+        return ()
+    if "" in parts:
+        raise Wrong("has an empty word between its commas")
+    return parts
