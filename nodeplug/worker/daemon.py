@@ -17,6 +17,7 @@ from nodeplug.daemon.listeners import Place, Published
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
 from nodeplug.kernel.rtnl import deletes
 from nodeplug.worker import doors
+from nodeplug.worker.chores import Chores
 from nodeplug.worker.crowd import Crowd
 from nodeplug.worker.filterwatch import FilterWatch
 from nodeplug.worker.front import Front
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from nodeplug.core.chore import Chore
     from nodeplug.core.log import Level, Log
     from nodeplug.worker.settings import WorkerSettings
     from nodeplug.worker.world import World
@@ -40,7 +42,7 @@ _STUCK = 120.0
 class Daemon:
     """Serves from construction to `close()`. Raises what the parts raise; nothing is left open then."""
 
-    def __init__(self, settings: WorkerSettings, world: World, *, log: Log) -> None:
+    def __init__(self, settings: WorkerSettings, world: World, chores: list[Chore], *, log: Log) -> None:
         self._settings = settings
         self._log = log
         self.health = Health()
@@ -55,6 +57,8 @@ class Daemon:
                 watch = FilterWatch(self.note, self.health)
                 self._closers.append(lambda _: watch.close())
                 watch.start()
+            self._chores = Chores(chores, self.note, self.health)
+            self._closers.append(self._chores.close)
             if settings.health.listen:
                 self._show(settings.health.listen)
         except BaseException:
@@ -104,6 +108,7 @@ class Daemon:
 
         registry = metrics.open_registry("worker")
         self.tally.register(registry, under_way=lambda: self._pool.under_way)
+        self._chores.register(registry)
         pages = HttpServer(address, standard_pages(self.health, registry))
         self._closers.append(lambda _: pages.close())
 
@@ -114,9 +119,9 @@ class Daemon:
 
     @property
     def alive(self) -> bool:
-        """Whether the watchdog is to be fed: requests are taken, and of those under way some end."""
+        """Whether the watchdog is to be fed: requests are taken, of those under way some end, no chore was lost."""
         now = time.monotonic()
-        if now - self.front.ticked > _SILENCE:
+        if now - self.front.ticked > _SILENCE or not self._chores.alive:
             return False
         finished, since = self._progress
         if self._pool.finished != finished or not self._pool.under_way:

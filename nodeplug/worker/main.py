@@ -13,17 +13,18 @@ import threading
 from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 import nodeplug
-from nodeplug.core import paths
+from nodeplug.core import config, paths
 from nodeplug.core.errors import Error
 from nodeplug.core.log import Event as LogEvent
 from nodeplug.core.log import Log, to_descriptor
 from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
-from nodeplug.worker import collect, doors, settings, world
+from nodeplug.worker import chores, collect, doors, settings, world
 from nodeplug.worker.daemon import Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nodeplug.core.chore import Chore
     from nodeplug.core.log import Level
     from nodeplug.worker.settings import WorkerSettings
 
@@ -47,7 +48,9 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     parser.add_argument("--version", action="version", version=f"nodeplug {nodeplug.__version__}")
     given = parser.parse_args(arguments)
     try:
-        found = settings.load(given.config)
+        node = config.load(given.config)
+        found = settings.read(node, given.config)
+        kept = chores.load(found.chores, node)
         if given.check:
             return EXIT_OK
         for door in doors.DOORS.values():
@@ -63,7 +66,7 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
                 world.enter(found.host)
             if collector is not None:
                 threading.Thread(target=collector.wait, name="collect", daemon=True).start()
-            return _live(found, environ, given.config, log)
+            return _live(found, kept, environ, given.config, log)
         finally:
             if collector is not None:
                 collector.terminate()
@@ -84,10 +87,12 @@ def _prepare_process() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _start_collector(config: str) -> subprocess.Popen[bytes]:
+def _start_collector(directory: str) -> subprocess.Popen[bytes]:
     """The collection as a process of its own, which ends by itself."""
     program = os.path.abspath(sys.argv[0])
-    return subprocess.Popen([sys.executable, "-I", program, "--config", config, "--collect"], stdin=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-I", program, "--config", directory, "--collect"], stdin=subprocess.DEVNULL
+    )
 
 
 def _collect(found: WorkerSettings, log: Log) -> int:
@@ -104,14 +109,14 @@ def _collect(found: WorkerSettings, log: Log) -> int:
     return EXIT_OK
 
 
-def _live(found: WorkerSettings, environ: Mapping[str, str], config: str, log: Log) -> int:
-    with Lifecycle(environ) as life, Daemon(found, world.World.own(), log=log) as daemon:
+def _live(found: WorkerSettings, kept: list[Chore], environ: Mapping[str, str], directory: str, log: Log) -> int:
+    with Lifecycle(environ) as life, Daemon(found, world.World.own(), kept, log=log) as daemon:
         life.alive = lambda: daemon.alive
         life.ready(daemon.status())
         while (event := life.wait()) is not Event.STOP:
             if event is Event.RELOAD:
                 life.reloading()
-                _reload(daemon, found, config, environ)
+                _reload(daemon, found, directory, environ)
                 life.ready(daemon.status())
         life.stopping()
         in_time = daemon.close(found.drain)
@@ -122,10 +127,10 @@ def _live(found: WorkerSettings, environ: Mapping[str, str], config: str, log: L
     return EXIT_OK
 
 
-def _reload(daemon: Daemon, before: WorkerSettings, config: str, environ: Mapping[str, str]) -> None:
+def _reload(daemon: Daemon, before: WorkerSettings, directory: str, environ: Mapping[str, str]) -> None:
     """Take up the settings of logs; the others are those of the start."""
     try:
-        now = settings.load(config)
+        now = settings.load(directory)
         daemon.reload(_open_log(now, environ))
     except Error as error:
         daemon.note(f"the settings stay as they were: {error}", level="error")

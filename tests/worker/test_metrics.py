@@ -8,7 +8,7 @@ import re
 import socket
 from pathlib import Path
 
-from nodeplug.worker.settings import CollectSettings, HealthSettings, LogSettings, WorkerSettings
+from nodeplug.worker.settings import ChoresSettings, CollectSettings, HealthSettings, LogSettings, WorkerSettings
 from tests.child import run, until
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -111,7 +111,7 @@ def test_the_page_has_every_setting() -> None:
         if line.startswith("| `")
         for name in re.findall(r"`([a-z._]+)`", line.split("|")[1])
     }
-    parts = {"health": HealthSettings, "log": LogSettings, "collect": CollectSettings}
+    parts = {"health": HealthSettings, "log": LogSettings, "collect": CollectSettings, "chores": ChoresSettings}
     wanted = {name for name in WorkerSettings._keys if name not in parts}
     wanted |= {f"{part}.{name}" for part, settings in parts.items() for name in settings._keys}
     assert told == wanted
