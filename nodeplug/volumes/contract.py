@@ -7,8 +7,8 @@ when one fails, and finds them again after kill -9 by what the state file has of
 How a step is made. Most of what a volume needs is only a descriptor until the very end: a mount made by fsmount(2) or
 open_tree(2) belongs to no directory, a loop device with AUTOCLEAR to nothing but its opener, and both are gone with the
 process. Such a step has nothing to undo. A step that leaves something on the node (an image, a mount at a path, a link)
-says so by `lasts`, and is written down before it is done. The last step shows the volume at its target in one move: so
-a mount at the target is a finished volume, always.
+says so by `lasts`, and is written down before it is done. After the last step the executor shows the mount that the
+steps have made at the target, in one move: so a mount at the target is a finished volume, always.
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ if TYPE_CHECKING:
     from nodeplug.volumes.policy import Policy
 
     class Work(Protocol):
-        """One publish under way: what its steps hand to each other. Everything in `open` is closed at its end."""
+        """One publish under way: what its steps hand to each other."""
 
         request: Request
-        open: dict[str, int]
-        """Descriptors by the name that a step gave them: "volume" is the mount that will be shown at the target."""
         warn: Callable[[str], None]
+
+        def keep(self, name: str, fd: int) -> None:
+            """Hold a descriptor under a name until the end, instead of the one that had it.
+
+            "volume" is the mount that will be shown at the target.
+            """
+
+        def fd(self, name: str) -> int:
+            """The descriptor of that name."""
 
         def left(self) -> float:
             """Seconds until the deadline, for a child's timeout. Raises `TimedOut` when there are none."""
@@ -111,12 +118,18 @@ class Grant(Record):
 class Step(Record):
     """One thing done to the node, as data. Subclasses list their fields; those of a lasting one are written down.
 
-    `do` raises an error of core.errors or OSError. `undo` and `end` find on the node itself what there is to take back:
-    they succeed when there is nothing, also after a `do` that was killed half-way, and in another process.
+    Fields of a lasting step are strings, numbers, booleans, None or tuples of strings, and no secret; its class stands
+    in `nodeplug.volumes.state.STEPS`.
+    `do` raises an error of core.errors or OSError; it may find its own earlier work there, after a reboot. `undo` and
+    `end` find on the node itself what there is to take back: they succeed when there is nothing, also after a `do` that
+    was killed half-way, and in another process.
     """
 
     # No annotations: these are facts of the class, not fields.
     lasts = False
+    """Leaves something that a killed process leaves behind."""
+    kept = False
+    """Leaves something that a reboot leaves behind, so that the volume's state must survive it as well."""
 
     def do(self, work: Work) -> None:
         raise ConfigInvalid(f"step {type(self).__name__} does nothing")
@@ -130,7 +143,7 @@ class Step(Record):
 
 
 class Plan(Record):
-    """What to do, in order. The last step shows the volume at the target."""
+    """What to do, in order; at its end the mount named "volume" is ready to be shown at the target."""
 
     steps: tuple[Step, ...]
 
@@ -151,7 +164,7 @@ class Published(Record):
     created: float
     """Seconds since 1970."""
     device: str
-    """major:minor of the file system shown at the target; empty while it is not yet known."""
+    """major:minor of the file system shown at the target; empty until just before it is shown there."""
     steps: tuple[Step, ...]
     """The lasting ones."""
     mounted: bool = False
