@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
+    from nodeplug.core.call import Answer
+
 SUCCESS = "Success"
 FAILURE = "Failure"
 NOT_SUPPORTED = "Not supported"
@@ -45,6 +47,7 @@ _SECRET = KUBELET + "secret/"
 # Renamed by accident in 1.15 and never back; the documentation has the old name.
 _FS_GROUP = (KUBELET + "mounterArgs.FsGroup", KUBELET + "fsGroup")
 _LONGEST = 8192
+_FAILS = b'{"status":"Failure"'
 
 
 class Op(Record):
@@ -257,6 +260,11 @@ def _clash(sentence: str) -> ConfigInvalid:
         f"an option has taken the place of a key of the kubelet's: {sentence}",
         hint="options may not begin with kubernetes.io/",
     )
+
+
+def is_failure(answer: Answer) -> bool:
+    """Whether that answer, written here, is of a call that failed."""
+    return answer.stdout.startswith(_FAILS)
 
 
 def write(status: str, *, message: str = "", fields: Mapping[str, object] | None = None) -> bytes:
