@@ -31,22 +31,28 @@ class Finished(Record):
 
 
 def run(
-    argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes = b"", timeout: float, limit: int = 1 << 20
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    stdin: bytes = b"",
+    timeout: float,
+    limit: int = 1 << 20,
+    inherit: Sequence[int] = (),
 ) -> Finished:
-    """Run to the end. `limit` bounds stdout and stderr, each in bytes.
+    """Run to the end. `limit` bounds stdout and stderr, each in bytes. `inherit` are descriptors the child has as well.
 
     Raises `TimedOut`, `Refused` when it writes more than `limit`, `NotFound`, `PermissionRefused` or `Unavailable` when
     it cannot be started. A binary being replaced (ETXTBSY) is tried again for a second.
     """
     with company.present().waiting():
-        child = _start(argv, env)
+        child = _start(argv, env, inherit)
         try:
             return _converse(child, argv[0], stdin, time.monotonic() + timeout, limit)
         finally:
             _end(child)
 
 
-def _start(argv: Sequence[str], env: Mapping[str, str]) -> Popen[bytes]:
+def _start(argv: Sequence[str], env: Mapping[str, str], inherit: Sequence[int]) -> Popen[bytes]:
     import errno
     import subprocess
 
@@ -60,6 +66,7 @@ def _start(argv: Sequence[str], env: Mapping[str, str]) -> Popen[bytes]:
                 stderr=subprocess.PIPE,
                 cwd="/",
                 start_new_session=True,
+                pass_fds=inherit,
             )
         except OSError as error:
             if error.errno != errno.ETXTBSY or attempt + 1 == _ETXTBSY_ATTEMPTS:

@@ -235,6 +235,14 @@ def flock(path: str, mode: int = 0o600, *, timeout: float = 30.0) -> int:
         os.close(fd)  # unlinked while we waited: the next one would lock another file
 
 
+def hold(fd: int, path: str, *, timeout: float = 30.0) -> None:
+    """Take flock(2) on what `fd` is open on, called `path` in messages. Raises `TryAgain` after `timeout` seconds.
+
+    A child that inherits the descriptor holds the lock as well, and longer than a parent that was killed.
+    """
+    _ask_until(time.monotonic() + timeout, path, fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _leads_to(path: str, fd: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))

@@ -35,6 +35,7 @@ _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _FSCONFIG_CMD_RECONFIGURE = 7
 _OPEN_TREE_CLONE = 0x1
+_AT_SYMLINK_NOFOLLOW = 0x100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
@@ -47,8 +48,8 @@ _ATTRIBUTES = struct.Struct("=QQQQ")  # struct mount_attr: set, clear, propagati
 def create(fstype: str, options: Mapping[str, str | None], *, attributes: int = 0) -> int:
     """A new mount's descriptor (as of O_PATH). `options` are the file system's, None for one without a value.
 
-    "source" is what mountinfo shows as such, or the device. Raises OSError, with what the file system itself had to
-    say of it.
+    "source" is what mountinfo shows as such, or the device. Raises OSError with what the file system itself had to say
+    of it; its `filename` is the option that was refused, or `fstype`.
     """
     context = libc.fsopen(fstype, _FSOPEN_CLOEXEC)
     try:
@@ -68,16 +69,18 @@ def reconfigure(mount: int, options: Mapping[str, str | None]) -> None:
 
 
 def _configure(context: int, options: Mapping[str, str | None], command: int, subject: str) -> None:
+    at = subject
     try:
         for name, value in options.items():
+            at = name
             if value is None:
                 libc.fsconfig(context, _FSCONFIG_SET_FLAG, name, None, 0)
             else:
                 libc.fsconfig(context, _FSCONFIG_SET_STRING, name, value, 0)
+        at = subject
         libc.fsconfig(context, command, "", None, 0)
     except OSError as error:
-        said = _said(context)
-        raise OSError(error.errno, f"{error.strerror}{said}", error.filename if said else subject) from None
+        raise OSError(error.errno, f"{error.strerror}{_said(context)}", at) from None
 
 
 def _said(context: int) -> str:
@@ -91,6 +94,11 @@ def _said(context: int) -> str:
     return f" ({'; '.join(messages)})" if messages else ""
 
 
+def at(path: str) -> int:
+    """A descriptor (as of O_PATH) of what is mounted at `path`, whose last part is not followed when it is a link."""
+    return libc.open_tree(libc.AT_FDCWD, path, os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW)
+
+
 def clone(directory: int, path: str = "", *, recursive: bool = False) -> int:
     """A descriptor of a copy of the mount at `path`, its root the directory or file that `path` leads to.
 
@@ -102,7 +110,7 @@ def clone(directory: int, path: str = "", *, recursive: bool = False) -> int:
 
 
 def set_attributes(mount: int, *, on: int = 0, off: int = 0, private: bool = False) -> None:
-    """Turn attributes of this mount (RDONLY, NOSUID ...) on and off; `private` ends what it shares with other mounts."""
+    """Turn attributes (RDONLY, NOSUID ...) of this mount on and off; `private` ends its sharing with other mounts."""
     attributes = _ATTRIBUTES.pack(on, off, _MS_PRIVATE if private else 0, 0)
     libc.mount_setattr(mount, "", _AT_EMPTY_PATH, attributes)
 

@@ -98,12 +98,17 @@ def volume_id(target: str) -> str:
 
 
 class Image(Record):
-    """A file that holds a file system. `used` is what it takes of the disk; `fs` is empty for nothing known."""
+    """A file that holds a file system. `used` is what it takes of the disk; `fs` is empty for nothing known.
+
+    `fs_size` is what the file system thinks it has, `granule` what it may leave unused of the file at its end.
+    """
 
     path: str
     size: int
     used: int
-    fs: str
+    fs: str = ""
+    fs_size: int = 0
+    granule: int = 0
 
 
 class Grant(Record):
@@ -111,6 +116,7 @@ class Grant(Record):
 
     largest: int
     """Bytes that the volume may have at most."""
+    policy: Policy
     roots: tuple[str, ...] = ()
     """For each host path that was asked for, in that order, the directory of the policy that it is at or below."""
 

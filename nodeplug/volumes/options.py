@@ -65,6 +65,26 @@ def some_size(value: Any, at: Place) -> int:
     return found
 
 
+@expects("a name of lower-case letters, digits and dashes within, at most 63 characters, or nothing")
+def label(value: Any, at: Place) -> str:
+    """As the kubelet's namespaces are, so that it can be part of a path."""
+    if text(value, at) and not is_label(value):
+        raise Wrong(f"expected {label.expects}")
+    return str(value)
+
+
+def is_label(value: str) -> bool:
+    inside = value.replace("-", "a")
+    return (
+        0 < len(value) <= 63
+        and value.isascii()
+        and inside.isalnum()
+        and value == value.lower()
+        and not value.startswith("-")
+        and not value.endswith("-")
+    )
+
+
 @expects("words between commas; a comma within one is written \\,")
 def words(value: Any, at: Place) -> tuple[str, ...]:
     """An empty string is no word at all; space around words does not count."""

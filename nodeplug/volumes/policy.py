@@ -11,6 +11,7 @@ from nodeplug.core.document import absolute_path, array, boolean, choice, name, 
 from nodeplug.core.errors import PermissionRefused
 from nodeplug.core.record import Record, key
 from nodeplug.volumes.contract import Grant
+from nodeplug.volumes.sizes import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nodeplug.volumes.contract import Pod, Request
 
 _EVERY = "*"
+_NO_RULE = "no rule is for them"
 
 
 class Allow(Record):
@@ -85,7 +87,7 @@ class Policy(Record):
     loop: ImageLimits = key(nested(ImageLimits), default=ImageLimits(), help="volumes in image files")
     overlay: OverlayLimits = key(nested(OverlayLimits), default=OverlayLimits(), help="writable copies")
 
-    def grant(self, request: Request, *, scope: str = "pod", wanted: Sequence[str] = ()) -> Grant:
+    def grant(self, request: Request, *, size: int = 0, scope: str = "pod", wanted: Sequence[str] = ()) -> Grant:
         """What the request may have. `wanted` are the host paths it names: `Grant.roots` has the root of each.
 
         Raises `PermissionRefused` with the lines that would allow it.
@@ -94,43 +96,44 @@ class Policy(Record):
         fitting = [rule for rule in rules if scope in rule.scopes and (request.read_only or not rule.read_only)]
         needs_rule = request.driver not in self.open or scope != "pod" or bool(wanted)
         if needs_rule and not fitting:
-            raise self._refused(request, scope, wanted, rules)
+            raise _refused(request, size, scope, wanted, "no rule that is for them gives it" if rules else _NO_RULE)
         roots = []
         for path in wanted:
             root = max((rule.covers(path) for rule in fitting), key=len)
             if not root:
-                raise self._refused(request, scope, wanted, rules)
+                raise _refused(request, size, scope, wanted, f"no rule that is for them has a root above {path}")
             roots.append(root)
         limits = getattr(self, request.driver, None)
         largest = max([getattr(limits, "largest", 0), *(rule.largest or 0 for rule in fitting)])
-        return Grant(largest=largest, roots=tuple(roots))
+        if size > largest:
+            raise _refused(request, size, scope, wanted, f"they may have {shown(largest)}")
+        return Grant(largest=largest, policy=self, roots=tuple(roots))
 
-    def _refused(
-        self, request: Request, scope: str, wanted: Sequence[str], rules: Sequence[Allow]
-    ) -> PermissionRefused:
-        pod = request.pod
-        lines = [
-            "[[volumes.allow]]",
-            f"driver = {_quoted(request.driver)}",
-            f"namespaces = [{_quoted(pod.namespace)}]",
-            f"service_accounts = [{_quoted(pod.service_account)}]",
-        ]
-        if wanted:
-            lines.append(f"roots = [{', '.join(_quoted(path) for path in wanted)}]")
-        if scope != "pod":
-            lines.append(f"scopes = [{_quoted(scope)}]")
-        what = f"a {request.driver} volume" + (f" of scope {scope}" if scope != "pod" else "")
-        if wanted:
-            what += f" of {', '.join(wanted)}" + ("" if request.read_only else ", writable,")
-        why = (
-            "no rule of this node's policy that is for them gives it"
-            if rules
-            else "this node's policy has no such rule"
-        )
-        return PermissionRefused(
-            f"pods of namespace {pod.namespace!r}, service account {pod.service_account!r} may not have {what}: {why}",
-            hint=f"who runs the node allows it in {paths.ETC}/nodeplug.toml by\n" + "\n".join(lines),
-        )
+
+def _refused(request: Request, size: int, scope: str, wanted: Sequence[str], why: str) -> PermissionRefused:
+    pod = request.pod
+    lines = [
+        "[[volumes.allow]]",
+        f"driver = {_quoted(request.driver)}",
+        f"namespaces = [{_quoted(pod.namespace or _EVERY)}]",
+        f"service_accounts = [{_quoted(pod.service_account or _EVERY)}]",
+    ]
+    what = f"a {request.driver} volume"
+    if scope != "pod":
+        lines.append(f"scopes = [{_quoted(scope)}]")
+        what += f" of scope {scope}"
+    if wanted:
+        lines.append(f"roots = [{', '.join(_quoted(path) for path in wanted)}]")
+        what += f" of {', '.join(wanted)}"
+    if size:
+        lines.append(f'largest = "{shown(size)}"' if shown(size).endswith("i") else f"largest = {size}")
+        what += f" of {shown(size)}"
+    if wanted and not request.read_only:
+        what += " that can be written"
+    return PermissionRefused(
+        f"pods of namespace {pod.namespace!r}, service account {pod.service_account!r} may not have {what}: {why}",
+        hint=f"who runs the node allows it in {paths.ETC}/nodeplug.toml by\n" + "\n".join(lines),
+    )
 
 
 def _among(value: str, patterns: Sequence[str]) -> bool:
