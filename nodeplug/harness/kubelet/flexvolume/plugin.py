@@ -95,7 +95,7 @@ class Plugin:
     def volume_name(self, volume: Volume) -> str:
         """The driver is asked, and its answer thrown away."""
         try:
-            self._run("getvolumename", self._document(volume))
+            self._run("getvolumename", self.document(volume))
         except NotSupported:
             return volume.name
         self.caller.journal.say(f"GetVolumeName is not supported yet. Defaulting to PV or volume name: {volume.name}")
@@ -114,18 +114,9 @@ class Plugin:
                 return target
         except OSError as error:
             raise mounts.KubeletFailed(f"{target}: {error.strerror}") from error
-        extra = {f"kubernetes.io/secret/{key}": base64.b64encode(data).decode() for key, data in volume.secrets.items()}
-        extra |= {
-            "kubernetes.io/pod.name": pod.name,
-            "kubernetes.io/pod.namespace": pod.namespace,
-            "kubernetes.io/pod.uid": pod.uid,
-            "kubernetes.io/serviceAccount.name": pod.service_account,
-        }
-        if pod.fs_group is not None:
-            extra[self.habits.group_key] = str(pod.fs_group)
         try:
             try:
-                self._run("mount", str(target), self._document(volume, extra))
+                self._run("mount", str(target), self.mount_document(pod, volume))
             except NotSupported:
                 mounts.bind(self.device_directory(self.volume_name(volume)), target)
         except Error:
@@ -169,20 +160,20 @@ class Plugin:
 
     def attach(self, volume: Volume, node: str) -> str:
         try:
-            return self._run("attach", self._document(volume), node).device
+            return self._run("attach", self.document(volume), node).device
         except NotSupported:
             return ""
 
     def wait_for_attach(self, volume: Volume, device: str, *, timeout: float = WAIT_FOR_ATTACH) -> str:
         try:
-            return self._run("waitforattach", device, self._document(volume), timeout=timeout).device
+            return self._run("waitforattach", device, self.document(volume), timeout=timeout).device
         except NotSupported:
             return device
 
     def is_attached(self, volume: Volume, node: str) -> bool:
         """Any failure but "Not supported", which ends all of the check, counts as attached."""
         try:
-            return self._run("isattached", self._document(volume), node).attached
+            return self._run("isattached", self.document(volume), node).attached
         except Error:
             return True
 
@@ -197,7 +188,7 @@ class Plugin:
         if mounts.prepare_for_mount(target, statx=self.habits.statx):
             return target
         try:
-            self._run("mountdevice", str(target), device, self._document(volume))
+            self._run("mountdevice", str(target), device, self.document(volume))
         except NotSupported:
             if device:
                 mounts.mount_device(device, target, volume.fs_type, read_only=volume.read_only)
@@ -225,7 +216,7 @@ class Plugin:
         """The size that the kubelet takes it to have, whatever the driver answered."""
         directory = self.device_directory(self.volume_name(volume))
         try:
-            self._run("expandvolume", self._document(volume), str(directory), str(new), str(old))
+            self._run("expandvolume", self.document(volume), str(directory), str(new), str(old))
         except NotSupported:
             pass
         return new
@@ -234,9 +225,22 @@ class Plugin:
         """Asked for persistent volumes only, and where the driver has requiresFSResize. Raises `NotSupported` where the
         kubelet would run resize2fs or xfs_growfs on the device."""
         if self.capabilities.requiresFSResize:
-            self._run("expandfs", self._document(volume), device, str(directory), str(new), str(old))
+            self._run("expandfs", self.document(volume), device, str(directory), str(new), str(old))
 
-    def _document(self, volume: Volume, extra: Mapping[str, str] | None = None) -> str:
+    def mount_document(self, pod: Pod, volume: Volume) -> str:
+        """The options of a mount, which alone has the pod and the secrets."""
+        extra = {f"kubernetes.io/secret/{key}": base64.b64encode(data).decode() for key, data in volume.secrets.items()}
+        extra |= {
+            "kubernetes.io/pod.name": pod.name,
+            "kubernetes.io/pod.namespace": pod.namespace,
+            "kubernetes.io/pod.uid": pod.uid,
+            "kubernetes.io/serviceAccount.name": pod.service_account,
+        }
+        if pod.fs_group is not None:
+            extra[self.habits.group_key] = str(pod.fs_group)
+        return self.document(volume, extra)
+
+    def document(self, volume: Volume, extra: Mapping[str, str] | None = None) -> str:
         """A volume's options as they are sent: its own last, so that they win."""
         document = {
             "kubernetes.io/fsType": volume.fs_type,
