@@ -29,6 +29,11 @@ if TYPE_CHECKING:
         def add(self) -> Result:
             """Addresses, routes and dns; no interfaces."""
 
+        def leave(self) -> None:
+            """What has to be said over the link before it goes, if anything. The door sees to it before a DEL; in the
+            rollback of an ADD the plugin does.
+            """
+
         def delete(self) -> None: ...
 
         def check(self) -> None: ...
@@ -217,6 +222,9 @@ class Plugin:
     def add(self, request: AddRequest) -> Result:
         """Make the attachment. Undo everything on failure: the runtime's DEL may never come."""
         raise ConfigInvalid(f"plugin {self.name} has no ADD")
+
+    def leave(self, request: DelRequest) -> None:
+        """Of an address manager: say what has to be said over the link before it goes, ahead of `delete`."""
 
     def delete(self, request: DelRequest) -> None:
         """Remove what is left of the attachment; nothing left is success."""

@@ -36,6 +36,9 @@ class InProcess:
     def add(self) -> Result:
         return self._plugin.add(self._request)
 
+    def leave(self) -> None:
+        self._plugin.leave(self._request)
+
     def delete(self) -> None:
         # A rollback comes with the ADD's request, which has all that a DEL's has; the plugin reads no more.
         self._plugin.delete(self._request)
@@ -64,6 +67,9 @@ class Executed:
         except Malformed as malformed:
             raise Unavailable(f"address manager {self._type} answered with what is no result: {malformed}") from None
         return protocol.read_result(found, self._request.version, f"result of {self._type}")
+
+    def leave(self) -> None:
+        pass  # the contract has one DEL, which comes when the link has gone
 
     def delete(self) -> None:
         self._run("DEL")

@@ -28,6 +28,7 @@ from nodeplug.core.call import Answer
 from nodeplug.core.errors import ConfigInvalid, Error, Internal
 from nodeplug.core.naming import digest
 from nodeplug.core.record import Record
+from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 from nodeplug.kernel import netns as namespaces
 from nodeplug.kernel.netns import Netns
@@ -51,6 +52,7 @@ PLUGINS = {
     "vrf": "nodeplug.cni.plugins.vrf.plugin:Vrf",
 }
 IPAM = {
+    "dhcp": "nodeplug.cni.ipam.dhcp.plugin:Dhcp",
     "host-local": "nodeplug.cni.ipam.host_local:HostLocal",
     "static": "nodeplug.cni.ipam.static:Static",
 }
@@ -292,11 +294,19 @@ class _Service:
             plugin.status(request)
         return b""
 
+    def _delete(self, plugin: Plugin, request: DelRequest) -> None:
+        steps = Steps()
+        if request.ipam is not None:
+            steps.run(request.ipam.leave)
+        steps.run(lambda: plugin.delete(request))
+        steps.close()
+
     def _add(self, plugin: Plugin, request: AddRequest) -> bytes:
         result = plugin.add(request)
         with Undo() as undo:
             # A version may have no words for what was made, and then nobody knows of it who would delete it.
-            undo.push(lambda: type(plugin)().delete(DelRequest(**request.__dict__, netns_path=request.netns.path)))
+            made = DelRequest(**request.__dict__, netns_path=request.netns.path)
+            undo.push(lambda: self._delete(type(plugin)(), made))
             written = protocol.write_result(result, request.version)
             undo.commit()
         return written

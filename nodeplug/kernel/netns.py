@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from sys import byteorder
 
 from nodeplug.kernel import libc
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SELF = "/proc/thread-self/ns/net"
 _NS_GET_NSTYPE = 0xB703
+_SO_NETNS_COOKIE = 71
 
 
 class Stranded(BaseException):
@@ -80,6 +82,24 @@ def is_netns(fd: int) -> bool:
         return fcntl.ioctl(fd, _NS_GET_NSTYPE) == libc.CLONE_NEWNET
     except OSError:
         return False
+
+
+def cookie(netns: Netns) -> int:
+    """A number that no other namespace of this boot ever has; 0 where the kernel (before 5.14) gives none.
+
+    Inodes do come again, once their namespace has ended.
+    """
+    from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOL_SOCKET, socket
+
+    with_cookie = inside(netns, lambda: socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC))
+    try:
+        return int.from_bytes(with_cookie.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8), byteorder)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return 0
+    finally:
+        with_cookie.close()
 
 
 def create(path: str) -> None:

@@ -39,6 +39,10 @@ DOORS = {
         "FlexVolume drivers in any language: what a kubelet makes of them, and what is wrong.",
     ),
     "device": ("nodeplug.deviceplugin.cli:cli", "Devices of this node: what is found, offered and in use, and why."),
+    "identity": (
+        "nodeplug.volumes.identity.cli:cli",
+        "Identities of pods: the node's authority that signs them, and the roots above.",
+    ),
     "kms": ("nodeplug.kms.cli:cli", "The key management service: keys, their rotation, their copies."),
 }
 _ALL = COMMANDS | DOORS

@@ -247,6 +247,12 @@ class Volume:
     def refresh(self, request: Request, published: Published) -> None:
         """The same request again while the volume is there: bring its content up to date, where it has any."""
 
+    def part(self, published: Published) -> None:
+        """It is about to be taken away, and still mounted: the last that can be done about its content.
+
+        What it raises is told and holds nothing up.
+        """
+
     def stats(self, published: Published) -> Stats | None:
         """What it holds; None leaves that to statfs(2) at the target."""
         return None

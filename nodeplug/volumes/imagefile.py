@@ -69,7 +69,8 @@ class ImageFile(Step):
 
     def _mend(self, work: Work, fd: int, found: Image) -> None:
         kind = filesystems.KNOWN[self.fs]
-        grows = max(self.size, found.size) - found.fs_size >= found.granule
+        # Larger than its file system is also the file of one that was killed between the two.
+        grows = self.size > found.size or found.size - found.fs_size >= found.granule
         filesystems.check(kind, self.path, fd, force=grows, timeout=work.left())
         if not grows:
             return

@@ -22,6 +22,8 @@ _HEAD = 70 * 1024  # as far as any of the superblocks reaches
 _EXT_AT = 1024
 _EXT_MAGIC = 0xEF53
 _EXT_64BIT = 0x80
+_EXT_LEAST = 256  # blocks beyond its tables that a group has to have, generously
+_XFS_LEAST = 64  # blocks of the smallest allocation group
 _BTRFS_AT = 0x10000
 _OTHERS = ((0, b"hsqs", "squashfs"), (1024, b"\xe2\xe1\xf5\xe0", "erofs"), (_BTRFS_AT + 64, b"_BHRfS_M", "btrfs"))
 
@@ -58,20 +60,26 @@ def examine(fd: int, path: str) -> Image | None:
 
 def recognise(head: bytes) -> tuple[str, int, int]:
     """Name, size and granule of the file system that begins so; ("", 0, 0) for none that is known."""
-    if head[:4] == b"XFSB" and len(head) >= 92:
+    if head[:4] == b"XFSB" and len(head) >= 16:
         block, blocks = struct.unpack_from(">IQ", head, 4)
-        (group,) = struct.unpack_from(">I", head, 84)
-        return "xfs", block * blocks, max(block, min(block * group, block * blocks))
-    if len(head) >= _EXT_AT + 0x154 and struct.unpack_from("<H", head, _EXT_AT + 0x38)[0] == _EXT_MAGIC:
-        blocks, log_block, group = (struct.unpack_from("<I", head, _EXT_AT + at)[0] for at in (0x4, 0x18, 0x20))
-        if struct.unpack_from("<I", head, _EXT_AT + 0x60)[0] & _EXT_64BIT:
-            blocks |= struct.unpack_from("<I", head, _EXT_AT + 0x150)[0] << 32
-        block = 1024 << min(log_block, 6)
-        return "ext4", block * blocks, block * group
+        return "xfs", block * blocks, block * _XFS_LEAST
+    if len(head) >= _EXT_AT + 0x154 and _at("<H", head, 0x38) == _EXT_MAGIC:
+        block = 1024 << min(_at("<I", head, 0x18), 6)
+        blocks = _at("<I", head, 0x4)
+        if _at("<I", head, 0x60) & _EXT_64BIT:
+            blocks |= _at("<I", head, 0x150) << 32
+        # A last group that would hold little more than its own tables is left out.
+        tables = _at("<I", head, 0x28) * _at("<H", head, 0x58) // block + _at("<H", head, 0xCE)
+        return "ext4", block * blocks, block * (tables + _EXT_LEAST)
     for at, magic, name in _OTHERS:
         if head[at : at + len(magic)] == magic:
             return name, 0, 0
     return "", 0, 0
+
+
+def _at(form: str, head: bytes, offset: int) -> int:
+    """One number of an ext4 superblock."""
+    return int(struct.unpack_from(form, head, _EXT_AT + offset)[0])
 
 
 def below(directory: str) -> tuple[Image, ...]:

@@ -7,11 +7,11 @@ allows it; the refusal has the lines that would. Reading settings is a door's bu
 from __future__ import annotations
 
 from nodeplug.core import paths
-from nodeplug.core.document import absolute_path, array, boolean, choice, name, nested, size
+from nodeplug.core.document import absolute_path, array, boolean, choice, duration, integer, name, nested, size, text
 from nodeplug.core.errors import PermissionRefused
 from nodeplug.core.record import Record, key
 from nodeplug.volumes.contract import Grant
-from nodeplug.volumes.sizes import shown
+from nodeplug.volumes.sizes import exact, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,6 +74,26 @@ class OverlayLimits(Record):
     largest: int = key(size, default=1 << 30, help="bytes a volume's own copy may have where no rule says more")
 
 
+class IdentityLimits(Record):
+    """`[volumes.identity]`."""
+
+    directory: str = key(absolute_path, default=paths.VAR + "/ca", help="where the node's authority is; 0700")
+    longest: float = key(duration, default=86400.0, help="how long a certificate may be valid; a day at most")
+    overlap: float = key(
+        duration, default=86400.0, help="how long a new root is shown to all pods before anything is signed under it"
+    )
+    node_days: int = key(
+        integer(1, 3650), default=30, help="days that an authority is valid which a node makes for itself"
+    )
+    host_certificates: str = key(
+        text, default="", help="the file of certificates that the host trusts; empty: the first of the usual ones"
+    )
+    log: str = key(absolute_path, default=paths.LOG + "/identity.jsonl", help="where each certificate is noted")
+    python: str = key(
+        text, default="", help="the interpreter that signs for executed plugins; empty: the one noted by nodeplugd"
+    )
+
+
 class Policy(Record):
     """`[volumes]` of the node's settings."""
 
@@ -86,6 +106,7 @@ class Policy(Record):
     tmpfs: MemoryLimits = key(nested(MemoryLimits), default=MemoryLimits(), help="volumes in memory")
     loop: ImageLimits = key(nested(ImageLimits), default=ImageLimits(), help="volumes in image files")
     overlay: OverlayLimits = key(nested(OverlayLimits), default=OverlayLimits(), help="writable copies")
+    identity: IdentityLimits = key(nested(IdentityLimits), default=IdentityLimits(), help="certificates")
 
     def grant(self, request: Request, *, size: int = 0, scope: str = "pod", wanted: Sequence[str] = ()) -> Grant:
         """What the request may have. `wanted` are the host paths it names: `Grant.roots` has the root of each.
@@ -126,7 +147,7 @@ def _refused(request: Request, size: int, scope: str, wanted: Sequence[str], why
         lines.append(f"roots = [{', '.join(_quoted(path) for path in wanted)}]")
         what += f" of {', '.join(wanted)}"
     if size:
-        lines.append(f'largest = "{shown(size)}"' if shown(size).endswith("i") else f"largest = {size}")
+        lines.append(f"largest = {exact(size)}")
         what += f" of {shown(size)}"
     if wanted and not request.read_only:
         what += " that can be written"
@@ -142,5 +163,5 @@ def _among(value: str, patterns: Sequence[str]) -> bool:
 
 def _quoted(value: str) -> str:
     """A TOML basic string."""
-    shown = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown) + '"'
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'

@@ -11,7 +11,7 @@ import sys
 import time
 
 from nodeplug.core import document, files, paths
-from nodeplug.core.errors import ConfigInvalid, Malformed, NotFound, Refused, TryAgain, Unavailable, doing
+from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refused, TryAgain, Unavailable, doing
 from nodeplug.kernel import mount
 from nodeplug.volumes import state
 from nodeplug.volumes.contract import Health, Request, Stats, volume_id
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DRIVERS = {
     "bind": "nodeplug.volumes.bind:Bind",
+    "identity": "nodeplug.volumes.identity.volume:Identity",
     "loop": "nodeplug.volumes.loop:Loop",
     "overlay": "nodeplug.volumes.overlay:Overlay",
     "secret": "nodeplug.volumes.secret:SecretFiles",
@@ -87,7 +88,7 @@ class Service:
         deadline = time.monotonic() + self.timeout
         _check_target(request.target)
         volume = implementation(request.driver)()
-        with self._locked((request.id, *volume.locks(request))), doing(f"cannot publish volume {request.volume}"):
+        with doing(f"cannot publish volume {request.volume}"), self._locked((request.id, *volume.locks(request))):
             before = self._read(request.id)
             there = mount.find(request.target)
             if there is not None:
@@ -122,18 +123,31 @@ class Service:
         """
         _check_target(target)
         id = volume_id(target)
-        keys: tuple[str, ...] = (id, *_locks_of(self._read(id)))
-        for _ in range(_ATTEMPTS):
-            with self._locked(keys), doing(f"cannot unpublish {target}"):
-                known = self._read(id)
-                needed = (id, *_locks_of(known))
-                if set(needed) <= set(keys):
-                    take_away(target, self.warn)
-                    if known is not None:
-                        end(known)
-                    return
-            keys = needed  # published anew meanwhile
+        with doing(f"cannot unpublish {target}"):
+            keys: tuple[str, ...] = (id, *_locks_of(self._read(id)))
+            for _ in range(_ATTEMPTS):
+                with self._locked(keys):
+                    known = self._read(id)
+                    needed = (id, *_locks_of(known))
+                    if set(needed) <= set(keys):
+                        self._part(known)
+                        take_away(target, self.warn)
+                        if known is None:
+                            state.remove(id)  # or what a killed writer left of it
+                        else:
+                            end(known)
+                        return
+                keys = needed  # published anew meanwhile
         raise TryAgain(f"{target} is published anew all the while")
+
+    def _part(self, known: Published | None) -> None:
+        there = mount.find(known.target) if known is not None else None
+        if known is None or there is None or not _is_of(there, known):
+            return
+        try:
+            implementation(known.driver)().part(known)
+        except (Error, OSError) as error:
+            self.warn(f"the content of {known.target} was left as it was: {error}")
 
     def stats(self, target: str) -> Stats:
         """What the volume at the target holds. Raises `NotFound` when there is none."""
@@ -168,7 +182,7 @@ class Service:
     def resize(self, target: str, size: int) -> Resized:
         """Make the volume at the target `size` bytes large. Raises `NotFound`, or what the back-end does."""
         known, _ = self._mounted(target)
-        with self._locked((known.id, *_locks_of(known))):
+        with doing(f"cannot resize the volume at {target}"), self._locked((known.id, *_locks_of(known))):
             known, _ = self._mounted(target)
             volume = implementation(known.driver)()
             asked = request_of(known)
@@ -202,7 +216,7 @@ class Service:
         """
         from nodeplug.volumes import leftovers
 
-        with self._locked(None):
+        with doing("cannot look for what is left over"), self._locked(None):
             known, found = leftovers.collect(self.published(), self.policy, apply=apply)
             for driver in DRIVERS:
                 found += implementation(driver)().leftovers(known, apply=apply)

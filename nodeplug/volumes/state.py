@@ -27,6 +27,7 @@ _LARGEST = 1 << 20
 _SUFFIX = ".json"
 
 STEPS = {
+    "IdentityFiles": "nodeplug.volumes.identity.volume:IdentityFiles",
     "ImageFile": "nodeplug.volumes.imagefile:ImageFile",
     "Staged": "nodeplug.volumes.stage:Staged",
 }
@@ -70,12 +71,17 @@ def write(published: Published) -> None:
     }
     data = jsontext.dumps(document).encode("utf-8", "surrogateescape")
     directory = KEPT if kept else RUN
-    path = f"{directory}/{published.id}{_SUFFIX}"
+    path, temporary = f"{directory}/{published.id}{_SUFFIX}", _coming(published.id)
     try:
-        files.write_atomic(path, data, 0o600, durable=kept)
+        files.write_atomic(path, data, 0o600, durable=kept, temporary=temporary)
     except FileNotFoundError:
         files.ensure_directory(directory, 0o700)
-        files.write_atomic(path, data, 0o600, durable=kept)
+        files.write_atomic(path, data, 0o600, durable=kept, temporary=temporary)
+
+
+def _coming(id: str) -> str:
+    """The name of a state while it is written, by the one who holds the volume's lock."""
+    return f".{id}{_SUFFIX}~"
 
 
 def _fields(step: Step) -> dict[str, Any]:
@@ -116,12 +122,14 @@ def _step(fields: dict[str, Any]) -> Step:
 def remove(id: str) -> None:
     """Forget the volume; nothing to forget is success."""
     for directory in (RUN, KEPT):
+        files.remove(f"{directory}/{_coming(id)}")
         files.remove(f"{directory}/{id}{_SUFFIX}")
 
 
 def ids() -> list[str]:
     """Every volume that has a state, readable or not."""
-    return sorted({name.removesuffix(_SUFFIX) for _, name in _entries() if name.endswith(_SUFFIX)})
+    names = {name for _, name in _entries() if name.endswith(_SUFFIX) and not name.startswith(".")}
+    return sorted(name.removesuffix(_SUFFIX) for name in names)
 
 
 def every() -> list[Published]:
@@ -138,8 +146,8 @@ def every() -> list[Published]:
 
 
 def abandoned() -> list[str]:
-    """What writers of states left behind that were killed."""
-    return [f"{directory}/{name}" for directory, name in _entries() if files.is_abandoned(name)]
+    """What killed writers of states left behind; also one that is being written, for who holds no lock."""
+    return [f"{directory}/{name}" for directory, name in _entries() if name.startswith(".")]
 
 
 def _entries() -> list[tuple[str, str]]:

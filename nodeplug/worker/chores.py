@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from nodeplug.worker.notes import Note
     from nodeplug.worker.settings import ChoresSettings
 
-TABLE: dict[str, str] = {}
+TABLE = {
+    "dhcp": "nodeplug.cni.ipam.dhcp.renewal:Renewal",
+    "identity": "nodeplug.volumes.identity.chore:IdentityChore",
+}
 """Name -> "module:Class". Each name is also a key of `[worker.chores]` (`nodeplug.worker.settings.ChoresSettings`)."""
 
 _PATIENCE = 3.0

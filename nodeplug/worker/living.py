@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nodeplug.cni.filter.index import Index
+from nodeplug.cni.ipam.dhcp import conf, sandbox
+from nodeplug.cni.ipam.dhcp import store as dhcp
 from nodeplug.cni.ipam.store import directory_of
 from nodeplug.cni.plugins import hostlink
 from nodeplug.core import files
@@ -54,6 +56,7 @@ def traces(network: str, plugins: list[dict[str, Any]], *, results: str) -> list
     return [
         *_in_results(network, results),
         *(trace for config in plugins for trace in _in_leases(network, config)),
+        *_in_dhcp(network),
         *_in_filter(network),
         *_in_links(network),
     ]
@@ -92,6 +95,14 @@ def _in_leases(network: str, config: dict[str, Any]) -> Iterator[Trace]:
                 yield Trace(container.strip(), ifname.strip(), status.st_mtime)
         except (FileNotFoundError, IsADirectoryError, Malformed):
             continue
+
+
+def _in_dhcp(network: str) -> Iterator[Trace]:
+    """A lease of this boot lives as long as its namespace."""
+    for lease in dhcp.Leases(conf.settings().directory).all():
+        if not isinstance(lease, Malformed) and lease.network == network:
+            there = lease.sandbox.boot == sandbox.boot()
+            yield Trace(lease.container, lease.ifname, 0.0, namespace=there and _is_netns(lease.sandbox.path))
 
 
 def _in_filter(network: str) -> Iterator[Trace]:

@@ -167,6 +167,7 @@ def _ask_for_addresses(host: Netlink, port: Link, request: AddRequest, undo: Und
     # section 4). The link goes before the address, so that nobody gets an address that is still in use.
     undo.push(request.ipam.delete)
     undo.push(lambda: hostlink.remove(host, port.index))
+    undo.push(request.ipam.leave)
     given = request.ipam.add()
     if not given.ips:
         raise Refused("IPAM plugin returned missing IP config", hint="the address manager answered without an address")

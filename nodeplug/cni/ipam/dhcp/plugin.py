@@ -1,0 +1,298 @@
+"""dhcp: an address leased from a server of the pod's own network, over the pod's own link.
+
+The verbs. ADD asks by itself, in whichever process it runs, so there is no daemon to wait for; what comes after, the
+renewing, is `chore`'s. The protocol is in `exchange`, `talk` and `message`; leases on disk in `lease` and `store`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from nodeplug.cni.contract import IpConfig, Plugin, Result
+from nodeplug.cni.ipam.dhcp import conf, link
+from nodeplug.cni.ipam.dhcp.conf import DhcpConf
+from nodeplug.cni.ipam.dhcp.exchange import SELECTING, Exchange, release
+from nodeplug.cni.ipam.dhcp.lease import BOUND, FOREVER, LOST, REQUESTING, Client, Lease, uptime
+from nodeplug.cni.ipam.dhcp.sandbox import Sandbox
+from nodeplug.cni.ipam.dhcp.store import Leases
+from nodeplug.cni.ipam.dhcp.talk import Broadcast, Talk, converse
+from nodeplug.cni.ipam.room import expect_room
+from nodeplug.core import chore, company
+from nodeplug.core.errors import Malformed, Refused, TimedOut, TryAgain, Unavailable, doing, from_os
+from nodeplug.core.steps import Steps
+from nodeplug.core.undo import Undo
+from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
+from nodeplug.kernel.rtnl import links
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nodeplug.cni.contract import (
+        AddRequest,
+        Attachment,
+        AttachmentRequest,
+        CheckRequest,
+        DelRequest,
+        GcRequest,
+        StatusRequest,
+    )
+    from nodeplug.cni.ipam.dhcp.conf import Settings
+    from nodeplug.cni.ipam.dhcp.exchange import Granted
+    from nodeplug.core.inet import Ip
+    from nodeplug.kernel.netns import Netns
+
+CHORE = "dhcp"
+_RESTART = 3.0
+"""Seconds that a nodeplugd may be away for a restart before it counts as not there."""
+_NOBODY = "no nodeplugd that renews leases runs on this node"
+_HINT = "start nodeplugd, with its chore `dhcp` enabled"
+
+
+class Dhcp(Plugin):
+    """Called by the door; see the module."""
+
+    name = "dhcp"
+    config = DhcpConf
+
+    def add(self, request: AddRequest) -> Result:
+        """Raises `TimedOut` and `TryAgain` when no server grants an address: the runtime asks again."""
+        keys, told = conf.ipam(request), conf.settings()
+        leases = Leases(told.directory)
+        with Undo() as undo:
+            undo.push(lambda: _give_back(leases, request.attachment, request.netns, request.warn))
+            lease, mtu = _Acquisition(request, leases, keys, told).run()
+            net = lease.net
+            if net is None:
+                raise Refused(
+                    f"the DHCP server {lease.server} gave {lease.address} without a subnet mask",
+                    hint="have it send one; ipam.request has to list subnet-mask where skipDefault is set",
+                )
+            _expect_renewal(lease, told, request.warn)
+            undo.commit()
+        return Result(ips=(IpConfig(address=net, gateway=lease.gateway),), routes=lease.routes(mtu), dns=lease.dns)
+
+    def leave(self, request: DelRequest) -> None:
+        """All of a DEL: the server hears of it over the link, which has lost the address by then."""
+        self.delete(request)
+
+    def delete(self, request: DelRequest) -> None:
+        _give_back(Leases(conf.settings().directory), request.attachment, request.netns, request.warn)
+
+    def check(self, request: CheckRequest) -> None:
+        """The attachment has a lease, of the address in its result, which has not ended."""
+        lease = _read(Leases(conf.settings().directory), request)
+        if lease is None:
+            raise Refused(f"{request.ifname} has no lease", hint="only a new pod gets another")
+        if lease.state != BOUND or uptime() >= lease.expires:
+            raise Refused(
+                f"the lease of {lease.address} has ended: {lease.trouble or 'it was not renewed in time'}",
+                hint="nodeplugd goes on asking for another",
+            )
+        given = [found.address.ip for found in request.prev_result.ips]
+        if lease.address not in given:
+            raise Refused(
+                f"{request.ifname} was given {lease.address} when an earlier lease had ended",
+                hint=f"the result has {', '.join(map(str, given)) or 'no address'}",
+            )
+        if not chore.is_kept(CHORE):
+            request.warn(f"{_NOBODY}; {_HINT}")
+
+    def gc(self, request: GcRequest) -> None:
+        """Give back what belongs to no valid attachment; over its link where that is still there."""
+        leases = Leases(conf.settings().directory)
+        steps = Steps()
+        for lease in list(leases.all()):
+            if isinstance(lease, Malformed):
+                request.warn(str(lease))
+            elif lease.network == request.network and lease.attachment not in request.valid:
+                stale = lease
+                steps.run(lambda: _collect(leases, stale, request.warn))  # noqa: B023  # run at once
+        steps.run(leases.clear_temporary)
+        steps.close()
+
+    def status(self, request: StatusRequest) -> None:
+        """Leases can be kept, and somebody renews them."""
+        told = conf.settings()
+        conf.ipam(request)
+        expect_room(told.directory, hint="mend it, or name another cni.dhcp.directory")
+        if not _is_renewing():
+            raise Unavailable(_NOBODY, hint=f"{_HINT}; until then leases end with the time they were granted for")
+
+
+class _Acquisition:
+    """A lease in the making."""
+
+    def __init__(self, request: AddRequest, leases: Leases, keys: conf.IpamKeys, told: Settings) -> None:
+        self._request = request
+        self._leases = leases
+        self._keys = keys
+        self._told = told
+        self._intent: Lease | None = None
+
+    def run(self) -> tuple[Lease, int]:
+        """The lease, and the link's MTU."""
+        request = self._request
+        where = request.netns.path
+        provide = conf.provided(self._keys, request.args)
+        former = _read(self._leases, request)
+        with doing(f"cannot enter {where}"), Netlink(NETLINK_ROUTE, netns=request.netns) as route:
+            found = link.ready(route, request.ifname, where)
+            sandbox = Sandbox.of(request.netns, found)
+        hardware, mac, deaf = link.hardware(found)
+        client = Client(
+            mac=mac,
+            hardware=hardware,
+            broadcast=deaf or self._told.broadcast,
+            id=conf.client_id(request.container, request.network, request.ifname),
+            provide=provide,
+            request=conf.requested(self._keys),
+        )
+        granted = self._ask(client, sandbox, None if former is None else former.address)
+        intent = self._intent
+        assert intent is not None, "nothing is granted that was not offered"
+        lease = intent.bound(granted.ack, granted.station, asked=granted.asked, fuzz=os.urandom(1)[0] / 255)
+        with self._leases.lock(request.attachment):
+            self._leases.write(lease)
+        return lease, found.mtu
+
+    def _ask(self, client: Client, sandbox: Sandbox, former: Ip | None) -> Granted:
+        request, begin = self._request, uptime()
+        exchange = Exchange(
+            client,
+            state=SELECTING,
+            begin=begin,
+            end=begin + self._told.wait,
+            address=former,
+            offered=lambda *offer: self._note(client, sandbox, *offer),
+        )
+        what = f"cannot ask for a lease over {request.ifname} in {request.netns.path}"
+        with doing(what):
+            line = Broadcast(request.netns, request.ifname)
+        try:
+            talk = Talk(exchange, line)
+            converse([talk])
+        finally:
+            line.close()
+        if exchange.granted is not None:
+            return exchange.granted
+        if talk.failure is not None:
+            raise from_os(talk.failure, what)
+        if exchange.refused:
+            raise TryAgain(
+                f"the DHCP server refused what it had offered to {request.ifname}: {exchange.refused}",
+                hint="its log says why; its addresses may be used up",
+            )
+        raise TimedOut(
+            f"no DHCP server granted {request.ifname} an address within {self._told.wait:g} s",
+            hint="no server is on that network, or its addresses are used up"
+            if not exchange.heard
+            else "it made an offer, and did not answer when that was taken",
+        )
+
+    def _note(self, client: Client, sandbox: Sandbox, address: Ip, server: Ip, station: bytes) -> None:
+        """Before the offer is taken: whoever finds this after kill -9 can give it back."""
+        request = self._request
+        self._intent = Lease(
+            network=request.network,
+            container=request.container,
+            ifname=request.ifname,
+            sandbox=sandbox,
+            client=client,
+            state=REQUESTING,
+            address=address,
+            server=server,
+            station=station,
+            options={},
+            priority=self._keys.priority,
+            next=uptime() + self._told.wait,
+        )
+        with self._leases.lock(request.attachment):
+            self._leases.write(self._intent, durable=False)
+
+
+def _read(leases: Leases, request: AttachmentRequest) -> Lease | None:
+    try:
+        return leases.read(request.attachment)
+    except Malformed as malformed:
+        request.warn(str(malformed))
+        return None
+
+
+def _give_back(leases: Leases, attachment: Attachment, netns: Netns | None, warn: Callable[[str], None]) -> None:
+    """Release the attachment's lease, over its link where there is one, and forget it. A server that is not there does
+    not matter: it forgets by itself.
+    """
+    with leases.lock(attachment):
+        try:
+            lease = leases.read(attachment)
+        except Malformed as malformed:
+            warn(str(malformed))
+            lease = None
+        if lease is not None and netns is not None:
+            try:
+                farewell(lease, netns)
+            except OSError as error:
+                warn(f"the server was not told that {lease.address} is free again: {error.strerror}")
+        leases.remove(attachment)
+
+
+def farewell(lease: Lease, netns: Netns) -> None:
+    """Take the address from the link, then tell the server; nothing where the link has gone. Raises OSError.
+
+    In that order, and past the routes that went with the address: a server may give it to somebody else at once.
+    """
+    if lease.state == LOST:
+        return
+    with Netlink(NETLINK_ROUTE, netns=netns) as route:
+        found = links.find(route, lease.ifname)
+        if found is None:
+            return
+        link.take(route, found.index, lease.address)
+    if not found.up:
+        return
+    line = Broadcast(netns, lease.ifname, source=lease.address)
+    try:
+        line.send_to(lease.server, lease.station, release(lease.client, lease.address, lease.server))
+    finally:
+        line.close()
+
+
+def _collect(leases: Leases, lease: Lease, warn: Callable[[str], None]) -> None:
+    with doing(f"cannot look for the pod of {lease.attachment}"):
+        pod = lease.sandbox.enter(lease.ifname)
+    if pod is None:
+        _give_back(leases, lease.attachment, None, warn)
+        return
+    with pod:
+        _give_back(leases, lease.attachment, pod.netns, warn)
+
+
+def _expect_renewal(lease: Lease, told: Settings, warn: Callable[[str], None]) -> None:
+    """Say that nobody renews the lease, and refuse one that would end before somebody sees to it.
+
+    A pod that goes on with an address whose lease has ended does harm to another host; one that is not started yet does
+    none. For a long lease there is time to start nodeplugd, which then finds it on disk.
+    """
+    if lease.expires == FOREVER or chore.is_kept(CHORE):
+        return
+    if lease.expires - uptime() >= told.unattended:
+        ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(lease.until))
+        warn(f"{_NOBODY}: the lease of {lease.address} ends at {ends} unless one is started before")
+    elif not _is_renewing():
+        raise TryAgain(
+            f"{_NOBODY}, and the lease of {lease.address} would end in {lease.expires - uptime():.0f} s",
+            hint=f"{_HINT}; or allow it by cni.dhcp.unattended",
+        )
+
+
+def _is_renewing() -> bool:
+    """Whether a nodeplugd renews leases; one that is being started again is waited for."""
+    deadline = time.monotonic() + _RESTART
+    while not chore.is_kept(CHORE):
+        if time.monotonic() > deadline:
+            return False
+        with company.present().waiting():
+            time.sleep(0.05)
+    return True
