@@ -16,7 +16,6 @@ from nodeplug.core.secret import MASK
 from nodeplug.flexvolume import protocol
 from nodeplug.flexvolume.contract import MountRequest, Request
 from nodeplug.kernel import mount
-from nodeplug.volumes.contract import Pod
 from nodeplug.volumes.service import DRIVERS
 
 TYPE_CHECKING = False
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from nodeplug.core.call import Call
     from nodeplug.core.secret import Secret
     from nodeplug.flexvolume.contract import Driver
+    from nodeplug.volumes.contract import Pod
     from nodeplug.volumes.policy import Policy
 
 LIMIT = 45.0
@@ -159,10 +159,11 @@ class _Service:
         return str(getattr(self.request, "volume", ""))
 
     def _pod(self) -> log.Pod | None:
-        pod = getattr(self.request, "pod", None)
-        if isinstance(pod, Pod):
-            return log.Pod(namespace=pod.namespace, name=pod.name, uid=pod.uid)
-        return None
+        if isinstance(self.request, MountRequest):
+            pod: Pod | None = self.request.pod
+        else:
+            pod = protocol.pod_of(self.verb, self.call.argv[1:])
+        return log.Pod(namespace=pod.namespace, name=pod.name, uid=pod.uid) if pod is not None else None
 
 
 def mask(text: str, secrets: Iterable[Secret]) -> str:

@@ -208,12 +208,7 @@ def _options(found: dict[str, Any], driver: Driver) -> Record:
 def _pod(found: dict[str, Any], target: str, driver: Driver) -> dict[str, Any]:
     """The fields that mount alone has. Options of the pod's author win over the kubelet's own keys of the same name, so
     what the directory says too is compared with it."""
-    pod = Pod(
-        namespace=_said(found, "pod.namespace"),
-        name=_said(found, "pod.name"),
-        uid=_said(found, "pod.uid"),
-        service_account=_said(found, "serviceAccount.name"),
-    )
+    pod = _whose(found)
     known = pod_directory(target)
     for key, said, path in (
         ("pod.uid", pod.uid, known.uid),
@@ -233,6 +228,25 @@ def _pod(found: dict[str, Any], target: str, driver: Driver) -> dict[str, Any]:
     if group is not None and not (group.isascii() and group.isdigit() and int(group) < (1 << 32) - 1):
         raise _clash(f"fsGroup is {group[:40]!r}, where the kubelet sends a group number")
     return {"pod": pod, "fs_group": None if group is None else int(group), "secrets": _secrets(found)}
+
+
+def _whose(found: Mapping[str, Any]) -> Pod:
+    return Pod(
+        namespace=_said(found, "pod.namespace"),
+        name=_said(found, "pod.name"),
+        uid=_said(found, "pod.uid"),
+        service_account=_said(found, "serviceAccount.name"),
+    )
+
+
+def pod_of(verb: str, arguments: Sequence[str]) -> Pod | None:
+    """The pod that a mount is for, of a call that may be wrong otherwise; None where it cannot be told."""
+    if verb != "mount" or len(arguments) != len(OPS[verb].arguments):
+        return None
+    try:
+        return _whose(_document(arguments[1]))
+    except ConfigInvalid:
+        return None
 
 
 def _secrets(found: Mapping[str, Any]) -> dict[str, Secret]:

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ STORE = Path(paths.VAR) / "flexvolume"
 _PRIVATE = ".nodeplug"
 _PLACES = "places.json"
 _PATIENCE = 60.0
+_CALLS = 10.0
 _LIMIT = 1 << 20
 
 
@@ -106,6 +108,7 @@ class Drivers:
             if others:
                 self._remember(others)
             elif self.private.is_dir():
+                self._await_calls()
                 Directory(self.store).uninstall()
                 _remove_if_empty(self.store)
             return changes
@@ -219,6 +222,13 @@ class Drivers:
         _remove_if_empty(directory)
         return Change(name, what)
 
+    def _await_calls(self) -> None:
+        """Let the calls end that began before their driver was removed: they still need the store."""
+        beginnings = (f"{self.path}/{VENDOR}~".encode(), f"{self.private}/exec".encode())
+        deadline = time.monotonic() + _CALLS
+        while time.monotonic() < deadline and _is_run(beginnings):
+            time.sleep(0.02)
+
     def _places(self) -> list[str]:
         """The plugin directories that use the store."""
         try:
@@ -239,6 +249,18 @@ def published(names: Sequence[str]) -> list[str]:
             if parts[-3:-1] == ["volumes", f"{VENDOR}~{name}"] and len(parts) > 4:
                 found.add(f"{parts[-4]}/{name}/{parts[-1]}")
     return sorted(found)
+
+
+def _is_run(beginnings: tuple[bytes, ...]) -> bool:
+    """Whether a process has an argument that begins so."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended
+        if any(argument.startswith(beginnings) for argument in arguments):
+            return True
+    return False
 
 
 def _put(source: Path, target: Path) -> None:

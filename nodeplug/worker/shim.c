@@ -383,8 +383,11 @@ static int start(int argc, char **argv, char **environ)
 	char *slash = NULL, *name = argc > 0 && *argv[0] ? argv[0] : self;
 	for (char *c = self; size > 0 && *c; c++)
 		slash = *c == '/' ? c : slash;
-	if (slash == NULL)
-		return 1;
+	if (slash == NULL) { /* no /proc, and so nothing beside this file */
+		struct call lost = { .name = name, .verb = is_verb ? argv[1] : NULL };
+		struct reply last = nothing(&lost);
+		return finish(&last);
+	}
 	for (char *c = name; *c; c++)
 		name = *c == '/' ? c + 1 : name;
 	*slash = 0;
