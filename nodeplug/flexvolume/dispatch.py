@@ -75,7 +75,7 @@ class _Service:
             error = errors.from_os(raised, f"{self.verb} failed")
             error.__notes__ = getattr(raised, "__notes__", [])
         except (Exception, SystemExit) as raised:  # an author's driver may think that it is a script
-            error = _fault(raised)
+            error = fault(raised)
         self.warnings += getattr(error, "__notes__", ())  # what went wrong besides, as in undoing
         message = ""
         if error is not None:
@@ -179,7 +179,7 @@ def mask(text: str, secrets: Iterable[Secret]) -> str:
     return text
 
 
-def _fault(error: BaseException) -> Internal:
+def fault(error: BaseException) -> Internal:
     """An exception nobody foresaw, with the place it came from."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

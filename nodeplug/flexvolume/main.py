@@ -57,7 +57,10 @@ def run(driver: type[Driver]) -> NoReturn:
     out = process.take_output()
     arguments = sys.argv[1:]
     process.hide_arguments(arguments[1:])
-    made = driver()
+    try:
+        made = driver()
+    except (Exception, SystemExit) as error:
+        _finish(dispatch.refuse(dispatch.fault(error)), out)
     made.name = made.name or os.path.basename(sys.argv[0])
     _serve(made.name, arguments, made, out=out)
 
@@ -69,7 +72,10 @@ def main(argv: Sequence[str], *, out: int) -> NoReturn:
 
 def _serve(name: str, arguments: Sequence[str], driver: Driver | None, *, out: int) -> NoReturn:
     answering = allocate_lock()  # never given back: one answer is given
-    start_new_thread(_watch, (out, answering))
+    try:
+        start_new_thread(_watch, (out, answering))
+    except RuntimeError:
+        pass  # no thread to be had: the call has its own deadline
     if protocol.secrets_of(arguments):
         process.forbid_dumps()
     call = Call(contract="flexvolume", name=name, argv=tuple(arguments), env=dict(os.environ))

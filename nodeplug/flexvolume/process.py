@@ -20,10 +20,14 @@ _PR_SET_DUMPABLE = 4
 def take_output() -> int:
     """The descriptor on which the answer is due; from now on 1 and 2 lead nowhere, for children too.
 
-    stderr stays where it is a terminal: there somebody tries the driver by hand.
+    stderr stays where it is a terminal: there somebody tries the driver by hand. Without a descriptor to spare it is
+    as it was.
     """
-    out = os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        out = os.dup(1)
+    except OSError:
+        return 1
     os.dup2(null, 1)
     if not os.isatty(2):
         os.dup2(null, 2)

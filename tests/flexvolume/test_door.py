@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nodeplug.core import paths
+from nodeplug.core.errors import NotFound
 from nodeplug.harness.kubelet.flexvolume.answer import Failed
 from nodeplug.harness.kubelet.flexvolume.call import BARE_ENV, Caller
 from nodeplug.harness.kubelet.flexvolume.plugin import OLD_GROUP_KEY, Habits, Plugin
@@ -228,3 +229,44 @@ def test_killed_it_leaves_the_kubelet_to_try_again(node: Node, plugin: Plugin) -
     assert child.communicate()[0] == b""
     plugin.set_up(POD, volume())
     plugin.tear_down(POD, "data")
+
+
+# What a node may lack
+
+
+@pytest.mark.parametrize("limit", ["--nofile=5", "--nofile=8", "--nproc=0"])
+def test_without_descriptors_or_threads_it_still_answers(node: Node, plugin: Plugin, limit: str) -> None:
+    done = run(["prlimit", limit, plugin.executable, "mount", node.root / "nowhere", '{"size": "1Mi"}'], env={})
+    assert done.code == 0 and json.loads(done.stdout)["status"] in ("Failure", "Success"), done
+    assert done.stderr == b""
+
+
+def test_a_log_that_cannot_be_written_changes_nothing(plugin: Plugin, ledger: Ledger) -> None:
+    full = Path(paths.LOG)
+    mount.tmpfs(str(full), size=4096, flags=mount.MS_RDONLY)
+    ledger.adopt("log", lambda: mount.unmount(str(full)))
+    assert mount.is_mounted(str(plugin.set_up(POD, volume())))
+    plugin.tear_down(POD, "data")
+
+
+def test_a_driver_that_cannot_even_be_made_is_a_failure(ledger: Ledger) -> None:
+    node = Node(ledger)
+    body = MINE.replace(
+        "    options = Options\n", "    options = Options\n    def __init__(self): raise OSError(28, 'full')\n"
+    )
+    with pytest.raises(NotFound):
+        node.driver(python(body))
+    assert "OSError" in node.log[0] and "full" in node.log[0]
+
+
+def test_an_installation_that_is_broken_says_so_in_json(ledger: Ledger) -> None:
+    directory = ledger.directory()
+    (directory / "nodeplug").mkdir()
+    broken = directory / "tmpfs"
+    broken.write_text((CHECKOUT / "bin/nodeplug-flexvolume").read_text())
+    broken.chmod(0o755)
+    done = run([broken, "mount", "/nowhere", '{"kubernetes.io/secret/k": "b3BlbiBzZXNhbWU="}'], env={})
+    assert done.code == 0 and done.stderr == b""
+    assert (
+        done.json()["message"] == "nodeplug cannot run here: ModuleNotFoundError: No module named 'nodeplug.flexvolume'"
+    )

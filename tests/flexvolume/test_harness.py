@@ -180,6 +180,14 @@ def test_what_is_sent_with_a_mount(ledger: Ledger, key: str) -> None:
     }
 
 
+def test_a_volumes_own_options_win_over_whatever_else_is_sent(node: Node) -> None:
+    """Which is why option names of the kubelet's must never get past the API server."""
+    import json
+
+    document = json.loads(node.driver(SHELL).document(volume(options={"key": "mine"}), {"key": "the kubelet's"}))
+    assert document["key"] == "mine"
+
+
 def test_options_may_not_take_the_place_of_the_kubelets_keys() -> None:
     with pytest.raises(ConfigInvalid, match="reserved keys"):
         Volume("data", "example.org/mine", {"kubernetes.io/pod.namespace": "kube-system"})
