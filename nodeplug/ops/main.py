@@ -44,6 +44,7 @@ DOORS = {
         "Identities of pods: the node's authority that signs them, and the roots above.",
     ),
     "kms": ("nodeplug.kms.cli:cli", "The key management service: keys, their rotation, their copies."),
+    "volume": ("nodeplug.volumes.cli:cli", "Volumes of pods: what there is, how it is, and what is left over."),
 }
 _ALL = COMMANDS | DOORS
 
