@@ -23,8 +23,21 @@ _WRONG = 127
 _MODULES = frozenset({"posix", "fcntl", "_posixsubprocess", "_io"})
 # What never reaches the kernel, or cannot fail there. A close that reports an error has closed.
 _HARMLESS = frozenset(
-    "_path_normpath fspath fsencode fsdecode strerror getpid major minor makedev close cpu_count get_inheritable waitstatus_to_exitcode "
-    "WIFEXITED WEXITSTATUS WIFSIGNALED WTERMSIG WIFSTOPPED _exit kill killpg waitpid".split()
+    (
+        *(
+            "_exit",
+            "_path_normpath",
+            "close",
+            "cpu_count",
+            "fsdecode",
+            "fsencode",
+            "fspath",
+            "get_inheritable",
+            "getpid",
+        ),
+        *("kill", "killpg", "major", "makedev", "minor", "strerror", "waitpid", "waitstatus_to_exitcode"),
+        *("WEXITSTATUS", "WIFEXITED", "WIFSIGNALED", "WIFSTOPPED", "WTERMSIG"),
+    )
 )
 # Of these only `open` is a call of its own.
 _IO = frozenset({"open"})

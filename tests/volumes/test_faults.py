@@ -61,7 +61,7 @@ def overlay(place: Place) -> tuple[Request, Check]:
 
 
 def overlay_in_image(place: Place) -> tuple[Request, Check]:
-    request, check = overlay(place)
+    _, check = overlay(place)
     return place.request("overlay", lower=str(place.host / "lower"), size="8Mi", upper="loop"), check
 
 
