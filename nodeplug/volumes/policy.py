@@ -11,7 +11,7 @@ from nodeplug.core.document import absolute_path, array, boolean, choice, durati
 from nodeplug.core.errors import PermissionRefused
 from nodeplug.core.record import Record, key
 from nodeplug.volumes.contract import Grant
-from nodeplug.volumes.sizes import shown
+from nodeplug.volumes.sizes import exact, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _refused(request: Request, size: int, scope: str, wanted: Sequence[str], why
         lines.append(f"roots = [{', '.join(_quoted(path) for path in wanted)}]")
         what += f" of {', '.join(wanted)}"
     if size:
-        lines.append(f'largest = "{shown(size)}"' if shown(size).endswith("i") else f"largest = {size}")
+        lines.append(f"largest = {exact(size)}")
         what += f" of {shown(size)}"
     if wanted and not request.read_only:
         what += " that can be written"
@@ -163,5 +163,5 @@ def _among(value: str, patterns: Sequence[str]) -> bool:
 
 def _quoted(value: str) -> str:
     """A TOML basic string."""
-    shown = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown) + '"'
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'

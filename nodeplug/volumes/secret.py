@@ -10,9 +10,10 @@ import os
 
 from nodeplug.core.errors import ConfigInvalid, doing
 from nodeplug.core.record import Record, key
-from nodeplug.kernel import fsmount, libc
+from nodeplug.kernel import fsmount
 from nodeplug.volumes import atomic
 from nodeplug.volumes.contract import Plan, Step, Volume
+from nodeplug.volumes.inside import writable
 from nodeplug.volumes.memory import UnswappedFs
 from nodeplug.volumes.options import mode, number_id, words
 
@@ -59,7 +60,7 @@ class SecretContent(Step):
         files = {
             name: atomic.File(content=secrets[name], mode=self.mode, uid=self.uid, gid=self.gid) for name in self.names
         }
-        top = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=volume)
+        top = _top(volume)
         try:
             atomic.write(top, files)
         finally:
@@ -91,14 +92,22 @@ class SecretFiles(Volume):
 
     def refresh(self, request: Request, published: Published) -> None:
         """Replace the content, for readers at once, where the secret has changed."""
-        with doing(f"cannot open the volume at {published.target}"):
-            volume = fsmount.clone(libc.AT_FDCWD, published.target)
-        try:
-            with doing(f"cannot replace the files of {published.target}"):
-                fsmount.set_attributes(volume, off=fsmount.RDONLY, private=True)
-                _content(request).write(volume, request)
-        finally:
-            os.close(volume)
+        content = _content(request)
+        with writable(published.target, SOURCE) as volume, doing(f"cannot replace the files of {published.target}"):
+            content.write(volume, request)
+
+    def part(self, published: Published) -> None:
+        """Overwrite it: the memory it is in goes to others."""
+        with writable(published.target, SOURCE) as volume:
+            top = _top(volume)
+            try:
+                atomic.wipe(top)
+            finally:
+                os.close(top)
+
+
+def _top(volume: int) -> int:
+    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=volume)
 
 
 def _content(request: Request) -> SecretContent:

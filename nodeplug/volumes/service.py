@@ -14,7 +14,7 @@ from nodeplug.core import document, files, paths
 from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refused, TryAgain, Unavailable, doing
 from nodeplug.kernel import mount
 from nodeplug.volumes import state
-from nodeplug.volumes.contract import Health, Request, Stats, volume_id
+from nodeplug.volumes.contract import Health, Request, Stats, Volume, volume_id
 from nodeplug.volumes.execute import UnderWay, carry_out, end, roll_back
 from nodeplug.volumes.node import ThisNode
 from nodeplug.volumes.policy import Policy
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from nodeplug.kernel.mount import Mount
-    from nodeplug.volumes.contract import Leftover, Published, Resized, Volume
+    from nodeplug.volumes.contract import Leftover, Published, Resized
 
 DRIVERS = {
     "bind": "nodeplug.volumes.bind:Bind",
@@ -130,22 +130,25 @@ class Service:
                     known = self._read(id)
                     needed = (id, *_locks_of(known))
                     if set(needed) <= set(keys):
-                        self._part(known)
+                        if known is not None:
+                            self._part(known)
                         take_away(target, self.warn)
-                        if known is None:
-                            state.remove(id)  # or what a killed writer left of it
-                        else:
+                        if known is not None:
                             end(known)
+                        else:
+                            state.remove(id)  # what a killed writer left of it
                         return
                 keys = needed  # published anew meanwhile
         raise TryAgain(f"{target} is published anew all the while")
 
-    def _part(self, known: Published | None) -> None:
-        there = mount.find(known.target) if known is not None else None
-        if known is None or there is None or not _is_of(there, known):
-            return
+    def _part(self, known: Published) -> None:
         try:
-            implementation(known.driver)().part(known)
+            kind = implementation(known.driver)
+            if kind.part is Volume.part:
+                return  # without a look at what is mounted
+            there = mount.find(known.target)
+            if there is not None and _is_of(there, known):
+                kind().part(known)
         except (Error, OSError) as error:
             self.warn(f"the content of {known.target} was left as it was: {error}")
 

@@ -15,3 +15,9 @@ def shown(size: int) -> str:
         scaled, unit = scaled / 1024, larger
     digits = f"{scaled:.2f}".rstrip("0").rstrip(".")
     return f"{digits}{unit}" if unit else f"{size} bytes"
+
+
+def exact(size: int) -> str:
+    """As a settings file may have it: '"64Mi"', or the number of bytes."""
+    units = [n for n in range(4) if size and size % (1 << 10 * (n + 1)) == 0]
+    return f'"{size >> 10 * (units[-1] + 1)}{_UNITS[units[-1]]}"' if units else str(size)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tests.child import Finished, run
+from tests.cni.pages import live
 from tests.examples import examples
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -32,13 +33,6 @@ def test_install_page(directory: Path) -> None:
 
 @needs("sandbox", "program:nft")
 def test_runtime_page(ledger: Ledger) -> None:
-    directory = ledger.directory()
-    ledger.link("cni0")
-    ledger.table("inet", "nodeplug")
-    found = examples("runtime.md")
-    (directory / "10-pods.conflist").write_text(found["10-pods.conflist"])
-    script("nodeplug install cni --dest /opt/cni/bin", directory / "bin", directory).ok()
-    commands = found["life.sh"].replace(" --conf", f" --path {directory / 'bin'} --conf")
-    done = script(commands, directory / "bin", directory).ok()
+    done = live("runtime.md", ledger).ok()
     for word in ("portMappings", "ready", "10.88.0.2", "as it should be", "blue"):
         assert word in done.text

@@ -220,7 +220,7 @@ def test_a_volume_whose_mount_is_gone_is_in_trouble_and_does_not_stop_the_others
     before = shown(there)
     mount.unmount(str(gone))
     _, troubles = node.turn(after=HOUR)
-    assert "no identity is mounted" in troubles[str(gone)]
+    assert "no nodeplug.dev/identity is mounted" in troubles[str(gone)]
     assert shown(there) != before
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 
-from nodeplug.core.errors import Error, NotFound, doing
+from nodeplug.core.errors import Error, doing
 from nodeplug.core.naming import digest
 from nodeplug.core.record import Record
-from nodeplug.kernel import fsmount, libc, mount
 from nodeplug.volumes import atomic
 from nodeplug.volumes.identity import bundles, layouts, notes, spiffe
 from nodeplug.volumes.identity.issuing import Ask, issue
 from nodeplug.volumes.identity.notes import Note, Wanted
 from nodeplug.volumes.identity.store import Store
+from nodeplug.volumes.inside import writable
 
 SOURCE = "nodeplug.dev/identity"
 """What mountinfo shows of these volumes."""
@@ -115,7 +115,7 @@ def replace(note: Note, place: Place, *, now: int, timeout: float) -> Note:
     """
     made = make(note.id, note.target, note.wanted, place, now=now, why="renew", timeout=timeout)
     with doing(f"cannot replace the files of {note.target}"):
-        with writable(note.target) as volume:
+        with writable(note.target, SOURCE) as volume:
             show(volume, made)
         notes.write(made.note)
     return made.note
@@ -143,36 +143,6 @@ def due(note: Note, *, roots: str, system: str, now: int) -> int:
 def mark(text: str) -> str:
     """A digest that tells one text from another."""
     return digest(text, 26)
-
-
-def writable(target: str) -> Writable:
-    """In a `with` block: a descriptor of the volume at `target` through which it can be written, though pods cannot."""
-    return Writable(target)
-
-
-class Writable:
-    """See `writable`."""
-
-    __slots__ = ("_fd", "_target")
-
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._fd = -1
-
-    def __enter__(self) -> int:
-        there = mount.find(self._target)
-        if there is None or there.source != SOURCE:
-            raise NotFound(f"no identity is mounted at {self._target}")
-        self._fd = fsmount.clone(libc.AT_FDCWD, self._target)
-        try:
-            fsmount.set_attributes(self._fd, off=fsmount.RDONLY, private=True)
-        except BaseException:
-            os.close(self._fd)
-            raise
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
 
 
 def _between(low: float, high: float) -> float:

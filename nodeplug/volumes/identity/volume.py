@@ -19,6 +19,7 @@ from nodeplug.volumes.identity import bundles, layouts, notes, renewal, spiffe
 from nodeplug.volumes.identity.authority import LONGEST_TTL, SHORTEST_TTL
 from nodeplug.volumes.identity.notes import Wanted
 from nodeplug.volumes.identity.renewal import Place
+from nodeplug.volumes.inside import writable
 from nodeplug.volumes.memory import UnswappedFs
 from nodeplug.volumes.options import flag, number_id
 from nodeplug.volumes.options import mode as rights
@@ -188,13 +189,13 @@ class Identity(Volume):
             return
         made = content.make(request, timeout=_TIMEOUT)
         with doing(f"cannot replace the files of {published.target}"):
-            with renewal.writable(published.target) as volume:
+            with writable(published.target, renewal.SOURCE) as volume:
                 renewal.show(volume, made)
             notes.write(made.note)
 
     def part(self, published: Published) -> None:
         """Overwrite the keys: the memory they are in goes to others."""
-        with renewal.writable(published.target) as volume:
+        with writable(published.target, renewal.SOURCE) as volume:
             renewal.wipe(volume)
 
     def health(self, published: Published) -> Health:
