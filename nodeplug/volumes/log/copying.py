@@ -16,6 +16,9 @@ from nodeplug.kernel import ranges
 from nodeplug.volumes.log.index import Pending, Windows
 from nodeplug.volumes.log.look import open_file, open_folder
 
+ACTIONS = ("copy", "collapse", "truncate")
+"""What `Pending.what` may be of it."""
+
 _CHUNK = 1 << 20
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV)
 
@@ -125,10 +128,11 @@ def with_window(before: Windows, seconds: float) -> Windows:
     return Windows(count=before.count + 1, longest=max(before.longest, length), total=before.total + length)
 
 
-def recover(directory: int, pending: Pending) -> None:
-    """Go on where another was killed: the lines are in the copy, in the live file, or in both, and never in none.
+def recover(directory: int, pending: Pending) -> bool:
+    """Go on where another was killed or failed; whether the copy stands, and the lines are out of the live file.
 
-    Where the live file still begins with what was copied, it has not been touched, and the copy goes.
+    They are in the copy, in the live file, or in both, and never in none. Where the live file still begins with what
+    was copied, it has not been touched, and the copy goes. Raises OSError.
     """
     folder = open_folder(directory, pending.path)
     try:
@@ -136,26 +140,27 @@ def recover(directory: int, pending: Pending) -> None:
         _unlink(folder, temporary_of(to))
         if pending.what == "copy":
             _unlink(folder, to)
-            return
+            return False
         live = open_file(directory, pending.path, pending.inode, write=True)
         try:
-            _recover(live, folder, to, pending)
+            return _recover(live, folder, to, pending)
         finally:
             os.close(live)
     finally:
         os.close(folder)
 
 
-def _recover(live: int, folder: int, to: str, pending: Pending) -> None:
+def _recover(live: int, folder: int, to: str, pending: Pending) -> bool:
     copy = os.open(to, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         size = os.fstat(copy).st_size
         if os.fstat(live).st_size >= pending.start + size and _is_same(live, pending.start, copy, 0, size):
             os.unlink(to, dir_fd=folder)
-            return
+            return False
         rest = pending.length - pending.whole
         if pending.what == "collapse" and 0 < rest <= size and _is_same(live, 0, copy, size - rest, rest):
             blank(live, rest)
+        return True
     finally:
         os.close(copy)
 

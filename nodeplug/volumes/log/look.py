@@ -34,7 +34,7 @@ def space(directory: int) -> Space:
 
 
 def look(directory: int, rules: Rules, index: Index, now: float) -> tuple[list[Seen], Index]:
-    """The files, and the index with what is new about them; files that are gone have left it."""
+    """The files, and the index with what is new about them; files that are gone have left it. Raises OSError."""
     known = {each.path: each for each in index.files}
     found: list[Seen] = []
     entries: dict[str, Entry] = {}
@@ -42,8 +42,12 @@ def look(directory: int, rules: Rules, index: Index, now: float) -> tuple[list[S
         try:
             base, sequence = classify(path, rules.files)
             seen, entry = _seen(folder, path, status, rules, known.get(path), base, sequence, now)
-        except OSError:
+        except FileNotFoundError:
             continue  # gone, or another file, meanwhile
+        except OSError:
+            if path in known:
+                entries[path] = known[path]  # it is there, and what is known of it still holds
+            continue
         found.append(seen)
         if entry is not None:
             entries[path] = entry
@@ -115,7 +119,7 @@ def _walk(directory: int, *, directories: bool = False) -> Iterator[tuple[int, s
         path, depth = pending.pop()
         try:
             folder = open_folder(directory, f"{path}/x" if path else "x")
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             continue  # gone meanwhile
         try:
             for name in sorted(os.listdir(folder)):
@@ -142,7 +146,7 @@ def _status(folder: int, name: str) -> os.stat_result | None:
     try:
         name.encode()
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except (OSError, UnicodeEncodeError):
+    except (FileNotFoundError, UnicodeEncodeError):
         return None
 
 

@@ -46,7 +46,7 @@ class Rotation:
             self._recover(self.index.pending)
 
     def keep(self, now: float) -> Kept:
-        """Do all that is due. Raises OSError where the directory cannot be read, `Unavailable` where the account cannot be written."""
+        """Do all that is due. Raises OSError where the directory cannot be read, and what `index.write` does."""
         before = self.index
         start = space(self.directory)
         freed = 0
@@ -71,6 +71,7 @@ class Rotation:
 
     def _do(self, action: Action, seen: Sequence[Seen], now: float) -> int:
         """The bytes that it gave back; -1 when it could not be done."""
+        before = self.index
         try:
             if isinstance(action, Rename):
                 return self._rename(action, seen, now)
@@ -80,12 +81,23 @@ class Rotation:
                 return self._cut(action)
             assert isinstance(action, Copy)
             return self._copy(action, seen, now)
-        except OSError:
-            return -1  # its writer was quicker, or has put something in the way
+        except OSError:  # its writer was quicker, or has put something in the way
+            self._take_back(before)
+            return -1
 
     def _announce(self, pending: Pending | None, found: Index) -> None:
         self.index = found.replace(pending=pending)
         index.write(self.path, self.index)
+
+    def _take_back(self, before: Index) -> None:
+        """The last step of an action failed: what it announced has not happened, unless a copy stands."""
+        pending = self.index.pending
+        if pending is None:
+            self.index = before
+        elif pending.what in copying.ACTIONS and copying.recover(self.directory, pending):
+            self._announce(None, self.index)
+        else:
+            self._announce(None, before)
 
     def _done(self) -> None:
         """In memory; the next announcement or the end of the pass writes it down. A second time does no harm."""
@@ -148,7 +160,6 @@ class Rotation:
             upto = line_after(fd, action.upto)
             if upto - action.start < BLOCK:
                 return -1
-            before = os.fstat(fd).st_blocks
             lines = count_lines(fd, action.start, upto)
             entry = self.index.entry(action.path) or Entry(path=action.path, inode=action.inode)
             since = next((mark.time for mark in entry.marks if mark.size >= upto), entry.since)
@@ -159,7 +170,7 @@ class Rotation:
             )
             ranges.punch(fd, 0, upto)
             self._done()
-            return max(0, before - os.fstat(fd).st_blocks) * 512
+            return upto - action.start
         finally:
             os.close(fd)
 
@@ -174,7 +185,9 @@ class Rotation:
             self._announce(pending, self.index)
             job.copy()
             moved = Entry(path=to, inode=job.inode, since=known.since, rotated=now)
-            left = known.replace(sequence=sequence, start=0, since=now, marks=())
+            # What is left of the last block is one empty line, which was never written.
+            begin = job.length - job.whole if job.whole else 0
+            left = known.replace(sequence=sequence, start=begin, since=now, marks=())
             found = self.index.with_entry(left).with_entry(moved)
             found = found.replace(rotations=found.rotations + 1)
             what = "collapse" if job.whole else "truncate"
@@ -189,7 +202,8 @@ class Rotation:
             os.close(fd)
 
     def _recover(self, pending: Pending) -> None:
-        """Go on where another was killed."""
+        """Go on where another was killed. Raises OSError."""
+        found = self.index
         try:
             if pending.what == "rename":
                 self._finish_rename(pending)
@@ -201,11 +215,14 @@ class Rotation:
                     ranges.punch(fd, 0, pending.length)
                 finally:
                     os.close(fd)
-            else:
-                copying.recover(self.directory, pending)
-        except FileNotFoundError:
-            pass  # what it was about is gone
-        self._announce(None, self.index)
+            elif not copying.recover(self.directory, pending) and pending.what != "copy":
+                entry = found.entry(pending.path)
+                if entry is not None:
+                    found = found.with_entry(entry.replace(start=pending.start))
+                found = found.replace(rotations=found.rotations - 1)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            pass  # what it was about is gone, or another thing is in its place
+        self._announce(None, found)
 
     def _troubles(self, seen: Sequence[Seen], room: Space, now: float) -> list[str]:
         said = []
