@@ -79,8 +79,9 @@ def _unmount(target: str, warn: Callable[[str], None]) -> bool:
                 break
         with company.present().waiting():
             time.sleep(pause)
+    holders = _held(target)  # whose paths say where they are as long as it is attached
     done = mount.unmount(target, detach=True)
-    warn(f"the volume at {target} was still in use and ends with its last user{_held(target)}")
+    warn(f"the volume at {target} was still in use and ends with its last user{holders}")
     return done
 
 

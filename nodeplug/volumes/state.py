@@ -92,9 +92,10 @@ def read(id: str) -> Published | None:
     """The volume's state; None when there is none. Raises `Malformed` when it cannot be understood."""
     for directory in (KEPT, RUN):
         try:
-            return _parse(files.read_bounded(f"{directory}/{id}{_SUFFIX}", _LARGEST), id)
+            data = files.read_bounded(f"{directory}/{id}{_SUFFIX}", _LARGEST)
         except FileNotFoundError:
-            pass
+            continue
+        return _parse(data, id)
     return None
 
 
@@ -106,8 +107,6 @@ def _parse(data: bytes, id: str) -> Published:
         found["pod"] = Pod(**found["pod"])
         found["steps"] = tuple(_step(each) for each in found["steps"])
         return Published(**found)
-    except Malformed:
-        raise
     except Exception as error:
         raise Malformed(f"the state of volume {id} cannot be understood: {error}") from None
 
