@@ -94,6 +94,16 @@ class IdentityLimits(Record):
     )
 
 
+class LogLimits(Record):
+    """`[volumes.log]`."""
+
+    largest: int = key(size, default=1 << 30, help="bytes a volume may have where no rule says more")
+    directory: str = key(
+        absolute_path, default=paths.LOG + "/pods", help="where collectors of the node find the pods' logs"
+    )
+    linger: float = key(duration, default=3600.0, help="how long logs may stay after their pod, at most")
+
+
 class Policy(Record):
     """`[volumes]` of the node's settings."""
 
@@ -107,6 +117,7 @@ class Policy(Record):
     loop: ImageLimits = key(nested(ImageLimits), default=ImageLimits(), help="volumes in image files")
     overlay: OverlayLimits = key(nested(OverlayLimits), default=OverlayLimits(), help="writable copies")
     identity: IdentityLimits = key(nested(IdentityLimits), default=IdentityLimits(), help="certificates")
+    log: LogLimits = key(nested(LogLimits), default=LogLimits(), help="logs")
 
     def grant(self, request: Request, *, size: int = 0, scope: str = "pod", wanted: Sequence[str] = ()) -> Grant:
         """What the request may have. `wanted` are the host paths it names: `Grant.roots` has the root of each.

@@ -23,6 +23,7 @@ from nodeplug.volumes.inside import writable
 from nodeplug.volumes.memory import UnswappedFs
 from nodeplug.volumes.options import flag, number_id
 from nodeplug.volumes.options import mode as rights
+from nodeplug.volumes.pods import ensure_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -228,17 +229,9 @@ def _why(note: notes.Note) -> str:
 
 
 def _check_pod(request: Request) -> None:
-    """Raise `ConfigInvalid` where the pod that the caller names cannot be the one whose directory the target is in.
-
-    Options that a pod's author writes can come after the kubelet's own and put others in their place.
-    """
     pod = request.pod
     try:
         spiffe.of_service_account("example.org", pod.namespace, pod.service_account)
     except ValueError as error:
         raise ConfigInvalid(f"volume {request.volume} cannot be an identity: {error}") from None
-    if not pod.uid or f"/pods/{pod.uid}/" not in request.target:
-        raise ConfigInvalid(
-            f"volume {request.volume} is said to be for the pod {pod.uid!r}, and its target is {request.target}",
-            hint="an identity is given to the pod whose directory it is mounted in; options must not name another",
-        )
+    ensure_own(request)

@@ -11,10 +11,6 @@ from nodeplug.core import document, files, jsontext
 from nodeplug.core.errors import ConfigInvalid, Malformed, doing
 from nodeplug.core.record import Record, key
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 _LARGEST = 4 << 20
 _MOST_FILES = 4096
 
@@ -84,7 +80,8 @@ class Index(Record):
     rotate: str = key(document.text, default="")
     rotations: int = key(document.integer(0), default=0)
     full: int = key(document.integer(0), default=0)
-    """How often the volume was found without room."""
+    """How often the volume was found without room, so that its writers may have been refused; `full_at` is the last."""
+    full_at: float = key(document.number, default=0.0)
     dropped: Dropped = key(document.nested(Dropped), default=Dropped())
     windows: Windows = key(document.nested(Windows), default=Windows())
     files: tuple[Entry, ...] = key(document.array(document.nested(Entry), most=_MOST_FILES), default=())
@@ -120,11 +117,6 @@ def read(path: str) -> Index:
 def write(path: str, index: Index) -> None:
     """Replace the account. Raises what `errors.from_os` makes of a failure."""
     with doing(f"cannot write the account {path}"):
-        files.write_atomic(path, jsontext.dumps(_data(index), indent=1).encode() + b"\n", 0o644, durable=False)
-
-
-def _data(value: object) -> Any:
-    fields = getattr(value, "_fields", None)
-    if fields is not None:
-        return {name: _data(getattr(value, name)) for name in fields}
-    return [_data(item) for item in value] if isinstance(value, tuple) else value
+        files.write_atomic(
+            path, jsontext.dumps(document.encode(index), indent=1).encode() + b"\n", 0o644, durable=False
+        )

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _MOST_ACTIONS = 64
 _CHUNK = 1 << 20
 _LONGEST_LINE = 1 << 20
+_REMEMBERED = 60.0
+"""Seconds for which a volume that was full is in trouble."""
+
 _UNWILLING = 60.0
 """Seconds after its rotation by which a file's writer should have reopened it."""
 
@@ -63,8 +66,8 @@ class Rotation:
                 blocked.add(action.path)  # it cannot be done now, and must not keep others from it
             freed += max(0, given)
         room = space(self.directory)
-        if room.free < 2 * BLOCK:
-            self.index = self.index.replace(full=self.index.full + 1)
+        if start.free < 2 * BLOCK:
+            self.index = self.index.replace(full=self.index.full + 1, full_at=now)
         if self.index != before:
             index.write(self.path, self.index)
         return Kept(space=room, actions=actions, troubles=tuple(self._troubles(seen, room, now)))
@@ -227,13 +230,14 @@ class Rotation:
     def _troubles(self, seen: Sequence[Seen], room: Space, now: float) -> list[str]:
         said = []
         used = room.total - room.free
-        if room.free < 2 * BLOCK:
-            said.append("it is full: its writers are quicker than what is dropped, or it holds what is no log")
-        elif used > rules.mark(room, self.rules):
-            other = rules.others(seen)
+        if now - self.index.full_at < _REMEMBERED:
             said.append(
-                f"{used * 100 // room.total} % of it are in use, and nothing can be dropped: files that are no logs "
-                f"({', '.join(self.rules.files)}) hold {other * 100 // room.total} %"
+                "it was full, and its writers may have been refused: they are quicker than the oldest can be dropped"
+            )
+        if used > rules.mark(room, self.rules) and rules.others(seen) > used // 8:
+            said.append(
+                f"more than {self.rules.high_water} % of it are in use, and nothing can be dropped, because files that "
+                f"are no logs ({', '.join(self.rules.files)}) hold too much of it"
             )
         for each in seen:
             entry = self.index.entry(each.path)
