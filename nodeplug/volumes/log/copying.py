@@ -20,6 +20,7 @@ ACTIONS = ("copy", "collapse", "truncate")
 """What `Pending.what` may be of it."""
 
 _CHUNK = 1 << 20
+_BEYOND = 1 << 41  # more than a volume of logs has, less than the longest file of ext4 with small blocks
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV)
 
 
@@ -175,11 +176,12 @@ def _is_same(one: int, at: int, other: int, there: int, length: int) -> bool:
 
 
 def _can_collapse(fd: int) -> bool:
-    """Asked by a collapse that is none, for the file would end within it: EINVAL where the file system could."""
-    size = os.fstat(fd).st_size
-    block = os.fstatvfs(fd).f_bsize
+    """Asked by a collapse that no file is long enough for: EINVAL where the file system could do one.
+
+    Not by one that just passes the end: a writer may move that in between.
+    """
     try:
-        ranges.collapse(fd, 0, (size // block + 1) * block)
+        ranges.collapse(fd, 0, _BEYOND)
     except OSError as error:
         return error.errno == errno.EINVAL
     return False
