@@ -52,6 +52,7 @@ class ImageFile(Step):
                 work.keep("image", self._unnamed())
                 self._fill(work.fd("image"))
                 filesystems.make(kind, work.fd("image"), full=self.full, timeout=work.left())
+                self._fill(work.fd("image"))  # once more: mkfs punches holes where it wants zeros
                 self._name(work.fd("image"))
         # Also a new one, by its name: this is the path that a loop device shows as its own.
         with doing(f"cannot open the image {self.path}"):

@@ -51,7 +51,7 @@ def collect(
     known = _states(at, published)
     _staged(at)
     _mounts(at, known)
-    _images(at, known, policy)
+    _images(at, published, policy)
     return known, at.found
 
 
@@ -108,9 +108,10 @@ def _mounts(at: Collector, known: tuple[Published, ...]) -> None:
             at.note("mount", each.point, "no state tells of it; it goes when its pod does", None)
 
 
-def _images(at: Collector, known: tuple[Published, ...], policy: Policy) -> None:
+def _images(at: Collector, published: tuple[Published, ...], policy: Policy) -> None:
+    """Images of volumes that are over are theirs, and go with them."""
     directory = policy.loop.directory
-    wanted = {path for each in known for path in imagefile.images_of(each)}
+    wanted = {path for each in published for path in imagefile.images_of(each)}
     attached = {device.backing for device in loop.devices()}
     for image in images.below(f"{directory}/pod"):
         if image.path in wanted:

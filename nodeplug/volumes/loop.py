@@ -74,7 +74,7 @@ class Loop(Volume):
 
     def locks(self, request: Request) -> tuple[str, ...]:
         options: LoopOptions = request.options
-        return (f"node image {request.pod.namespace}/{options.name}",) if options.scope == "node" else ()
+        return (node_lock(request.pod.namespace, options.name),) if options.scope == "node" else ()
 
     def plan(self, request: Request, grant: Grant, node: Node) -> Plan:
         options: LoopOptions = request.options
@@ -128,6 +128,11 @@ class Loop(Volume):
             finally:
                 os.close(fd)
         return Resized(size=size, pending=size > has)
+
+
+def node_lock(namespace: str, name: str) -> str:
+    """The key that all hold who have to do with that image."""
+    return f"node image {namespace}/{name}"
 
 
 def _fs(request: Request) -> str:

@@ -41,8 +41,10 @@ def plain_paths(value: Any, at: Place) -> tuple[str, ...]:
     found = tuple(plain_path(path, at) for path in words(value, at))
     if len(found) > _MOST_LOWER:
         raise Wrong(f"at most {_MOST_LOWER} directories can lie on each other")
-    if len(set(found)) != len(found):
-        raise Wrong("names a directory twice")
+    for one in found:
+        others = found[: found.index(one)] + found[found.index(one) + 1 :]
+        if any(f"{one}/".startswith(f"{other.rstrip('/')}/") for other in others):
+            raise Wrong("names a directory twice, or one that is below another: overlayfs has them side by side only")
     return found
 
 

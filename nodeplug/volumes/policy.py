@@ -150,7 +150,7 @@ def _refused(request: Request, size: int, scope: str, wanted: Sequence[str], why
         f"namespaces = [{_quoted(pod.namespace or _EVERY)}]",
         f"service_accounts = [{_quoted(pod.service_account or _EVERY)}]",
     ]
-    what = f"a {request.driver} volume"
+    what = f"{'an' if request.driver[0] in 'aeiou' else 'a'} {request.driver} volume"
     if scope != "pod":
         lines.append(f"scopes = [{_quoted(scope)}]")
         what += f" of scope {scope}"

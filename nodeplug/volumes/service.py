@@ -17,6 +17,7 @@ from nodeplug.volumes import state
 from nodeplug.volumes.contract import Health, Request, Stats, Volume, volume_id
 from nodeplug.volumes.execute import UnderWay, carry_out, end, roll_back
 from nodeplug.volumes.node import ThisNode
+from nodeplug.volumes.options import is_label
 from nodeplug.volumes.policy import Policy
 from nodeplug.volumes.show import take_away
 
@@ -225,6 +226,20 @@ class Service:
             for driver in DRIVERS:
                 found += implementation(driver)().leftovers(known, apply=apply)
             return tuple(found)
+
+    def remove_image(self, namespace: str, name: str) -> None:
+        """Remove an image of the node, which outlives the pods that have written it. Raises `Refused`, `NotFound`."""
+        from nodeplug.volumes import imagefile, images
+        from nodeplug.volumes.loop import node_lock
+
+        path = images.node_image(self.policy.loop.directory, namespace, name)
+        with doing(f"cannot remove the image {namespace}/{name}"), self._locked((node_lock(namespace, name),)):
+            if not (is_label(namespace) and is_label(name)) or images.look(path) is None:
+                raise NotFound(f"there is no image {namespace}/{name}")
+            users = [each.target for each in state.every() if path in imagefile.images_of(each)]
+            if users:
+                raise Refused(f"the image {namespace}/{name} is of the volume at {', '.join(users)}")
+            imagefile.remove(path)
 
     def _mounted(self, target: str) -> tuple[Published, Mount]:
         known = state.read(volume_id(target))

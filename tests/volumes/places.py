@@ -8,6 +8,7 @@ assert place.remains() == []
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -97,12 +98,28 @@ class Place:
     def _remains(self) -> list[str]:
         found = [f"state {id}" for id in state.ids()] + state.abandoned()
         found += [f"staged {id} {name}" for id, name in stage.left()]
-        found += [f"mount {each.point}" for each in mount.mounts() if each.point.startswith(f"{self.top}/")]
+        found += [f"mount {each.point}" for each in mount.mounts() if each.point.startswith(f"{self.top}/pods/")]
         found += [f"loop of {each.backing}" for each in loop.devices() if each.backing.startswith(f"{self.top}/images")]
         found += [f"image {path}" for path in self.images.rglob("*") if path.is_file()]
         for folder, _, names in os.walk(self.top / "pods"):
             found += [f"file {folder}/{name}" for name in names]
         return found
+
+
+def replaced(ledger: Ledger, program: str, content: str, mode: int = 0o755) -> None:
+    """Put another program in the place of one of the system's, in this sandbox, until the test's end.
+
+    `ORIGINAL` in its content is a path of the one it replaces.
+    """
+    path = shutil.which(program)
+    assert path is not None
+    directory = ledger.directory()
+    shutil.copy(path, directory / "original")
+    other = directory / program
+    other.write_text(content.replace("ORIGINAL", str(directory / "original")))
+    other.chmod(mode)
+    mount.bind(str(other), os.path.realpath(path))
+    ledger.adopt(program, lambda: mount.unmount(os.path.realpath(path), detach=True))
 
 
 def seen(target: str) -> mount.Mount:

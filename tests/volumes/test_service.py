@@ -19,7 +19,7 @@ from nodeplug.volumes.service import Service
 from tests.child import run
 from tests.ledger import Ledger
 from tests.needs import needs
-from tests.volumes.places import MIB, POD, Place, seen
+from tests.volumes.places import MIB, POD, Place, replaced, seen
 
 pytestmark = needs("sandbox")
 
@@ -273,11 +273,8 @@ def test_a_publish_that_takes_too_long_is_ended_and_leaves_nothing(place: Place)
     assert place.remains() == []
 
 
-def test_a_child_that_takes_too_long_is_ended_and_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = place.top / "mkfs.ext4"
-    slow.write_text("#!/bin/sh\nsleep 60 & sleep 60\n")
-    slow.chmod(0o755)
-    monkeypatch.setattr("nodeplug.volumes.filesystems._PATH", (str(place.top),))
+def test_a_child_that_takes_too_long_is_ended_and_leaves_nothing(place: Place, ledger: Ledger) -> None:
+    replaced(ledger, "mkfs.ext4", "#!/bin/sh\nsleep 60 & sleep 60\n")
     started = time.monotonic()
     with pytest.raises(TimedOut, match=r"mkfs\.ext4 did not end in time"):
         Service(place.policy, timeout=0.3).publish(place.request("loop", size="8Mi"))
@@ -298,8 +295,8 @@ def test_many_threads_that_ask_for_one_volume_get_one(place: Place) -> None:
     place.service.unpublish(request.target)
 
 
-def test_a_node_without_the_program_says_which_and_where_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nodeplug.volumes.filesystems._PATH", ("/nowhere",))
+def test_a_node_without_the_program_says_which_and_where_it_is(place: Place, ledger: Ledger) -> None:
+    replaced(ledger, "mkfs.ext4", "", mode=0o644)
     with pytest.raises(Unavailable, match=r"mkfs\.ext4 is not on this node; install e2fsprogs"):
         place.service.publish(place.request("loop", size="8Mi"))
     assert place.remains() == []
