@@ -6,6 +6,7 @@ Used by back-ends in their `options` records, beside those of core.document.
 from __future__ import annotations
 
 from nodeplug.core.document import Wrong, expects, size, text
+from nodeplug.volumes.sizes import exact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,16 +39,19 @@ def count(low: int, high: int) -> Parser[int]:
     return read
 
 
+@expects("a user's or group's number")
 def number_id(value: Any, at: Place) -> int:
-    """A user's or group's number; the last one means "unchanged" to the kernel."""
     return _number_id(value, at)
 
 
-_number_id = count(0, (1 << 32) - 2)
-expects("a user or group number")(number_id)
+_number_id = count(0, (1 << 32) - 2)  # the last one means "unchanged" to the kernel
 
 
-@expects('access rights in octal digits ("0750")')
+def _octal(value: int) -> str:
+    return f'"{value:04o}"'
+
+
+@expects('access rights in octal digits ("0750")', shown=_octal)
 def mode(value: Any, _at: Place) -> int:
     if isinstance(value, str) and 0 < len(value) <= 5 and not value.strip("01234567"):
         value = int(value, 8)
@@ -63,6 +67,12 @@ def some_size(value: Any, at: Place) -> int:
     if found <= 0:
         raise Wrong("must be more than nothing")
     return found
+
+
+@expects('a size: bytes, or a number with Ki, Mi, Gi, Ti, k, M, G or T ("64Mi")', shown=exact)
+def limit(value: Any, at: Place) -> int:
+    """Bytes, in settings."""
+    return size(value, at)
 
 
 @expects("a name of lower-case letters, digits and dashes within, at most 63 characters, or nothing")

@@ -7,10 +7,11 @@ allows it; the refusal has the lines that would. Reading settings is a door's bu
 from __future__ import annotations
 
 from nodeplug.core import paths
-from nodeplug.core.document import absolute_path, array, boolean, choice, duration, integer, name, nested, size, text
+from nodeplug.core.document import absolute_path, array, boolean, choice, duration, integer, name, nested, text
 from nodeplug.core.errors import PermissionRefused
 from nodeplug.core.record import Record, key
 from nodeplug.volumes.contract import Grant
+from nodeplug.volumes.options import limit
 from nodeplug.volumes.sizes import exact, shown
 
 TYPE_CHECKING = False
@@ -36,7 +37,7 @@ class Allow(Record):
     scopes: tuple[str, ...] = key(
         array(choice("pod", "node")), default=("pod",), help="loop: `node` for images that outlive a pod"
     )
-    largest: int | None = key(size, default=None, help="bytes a volume may have; the kind's own limit if unset")
+    largest: int | None = key(limit, default=None, help="bytes a volume may have; the kind's own limit if unset")
 
     def matches(self, pod: Pod) -> bool:
         return _among(pod.namespace, self.namespaces) and _among(pod.service_account, self.service_accounts)
@@ -54,24 +55,24 @@ class Allow(Record):
 class MemoryLimits(Record):
     """`[volumes.tmpfs]`."""
 
-    largest: int = key(size, default=1 << 30, help="bytes a volume may have where no rule says more")
+    largest: int = key(limit, default=1 << 30, help="bytes a volume may have where no rule says more")
 
 
 class ImageLimits(Record):
     """`[volumes.loop]`: images, whichever kind of volume they are for."""
 
     directory: str = key(absolute_path, default=paths.VAR + "/volumes/images", help="where images are")
-    largest: int = key(size, default=10 << 30, help="bytes a volume may have where no rule says more")
-    total: int = key(size, default=100 << 30, help="bytes that all images together may have")
+    largest: int = key(limit, default=10 << 30, help="bytes a volume may have where no rule says more")
+    total: int = key(limit, default=100 << 30, help="bytes that all images together may have")
     floor: int = key(
-        size, default=2 << 30, help="bytes of the directory's disk that stay free, whatever images grow to"
+        limit, default=2 << 30, help="bytes of the directory's disk that stay free, whatever images grow to"
     )
 
 
 class OverlayLimits(Record):
     """`[volumes.overlay]`."""
 
-    largest: int = key(size, default=1 << 30, help="bytes a volume's own copy may have where no rule says more")
+    largest: int = key(limit, default=1 << 30, help="bytes a volume's own copy may have where no rule says more")
 
 
 class IdentityLimits(Record):
