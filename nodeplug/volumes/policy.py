@@ -7,11 +7,11 @@ allows it; the refusal has the lines that would. Reading settings is a door's bu
 from __future__ import annotations
 
 from nodeplug.core import paths
-from nodeplug.core.document import absolute_path, array, boolean, choice, duration, integer, name, nested, text
+from nodeplug.core.document import absolute_path, array, boolean, choice, integer, name, nested, text
 from nodeplug.core.errors import PermissionRefused
 from nodeplug.core.record import Record, key
 from nodeplug.volumes.contract import Grant
-from nodeplug.volumes.options import limit
+from nodeplug.volumes.options import limit, span
 from nodeplug.volumes.sizes import exact, shown
 
 TYPE_CHECKING = False
@@ -79,9 +79,9 @@ class IdentityLimits(Record):
     """`[volumes.identity]`."""
 
     directory: str = key(absolute_path, default=paths.VAR + "/ca", help="where the node's authority is; 0700")
-    longest: float = key(duration, default=86400.0, help="how long a certificate may be valid; a day at most")
+    longest: float = key(span, default=86400.0, help="how long a certificate may be valid; a day at most")
     overlap: float = key(
-        duration, default=86400.0, help="how long a new root is shown to all pods before anything is signed under it"
+        span, default=86400.0, help="how long a new root is shown to all pods before anything is signed under it"
     )
     node_days: int = key(
         integer(1, 3650), default=30, help="days that an authority is valid which a node makes for itself"
@@ -98,11 +98,11 @@ class IdentityLimits(Record):
 class LogLimits(Record):
     """`[volumes.log]`."""
 
-    largest: int = key(size, default=1 << 30, help="bytes a volume may have where no rule says more")
+    largest: int = key(limit, default=1 << 30, help="bytes a volume may have where no rule says more")
     directory: str = key(
         absolute_path, default=paths.LOG + "/pods", help="where collectors of the node find the pods' logs"
     )
-    linger: float = key(duration, default=3600.0, help="how long logs may stay after their pod, at most")
+    linger: float = key(span, default=3600.0, help="how long logs may stay after their pod, at most")
 
 
 class Policy(Record):

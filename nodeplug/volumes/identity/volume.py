@@ -10,7 +10,7 @@ import time
 
 from nodeplug.core import files
 from nodeplug.core.chore import is_kept
-from nodeplug.core.document import Wrong, choice, duration, expects
+from nodeplug.core.document import Wrong, choice, expects
 from nodeplug.core.errors import ConfigInvalid, PermissionRefused, doing
 from nodeplug.core.record import Record, key
 from nodeplug.kernel import fsmount
@@ -21,7 +21,7 @@ from nodeplug.volumes.identity.notes import Wanted
 from nodeplug.volumes.identity.renewal import Place
 from nodeplug.volumes.inside import writable
 from nodeplug.volumes.memory import UnswappedFs
-from nodeplug.volumes.options import flag, number_id
+from nodeplug.volumes.options import flag, number_id, span
 from nodeplug.volumes.options import mode as rights
 from nodeplug.volumes.pods import ensure_own
 
@@ -42,9 +42,9 @@ _GROUP_READS = 0o040
 _TIMEOUT = 30.0
 
 
-@expects('how long a certificate is valid, 10 minutes to a day ("1h")')
+@expects('a duration, 10 minutes to a day ("1h")', shown=span.shown)
 def _ttl(value: Any, at: At) -> float:
-    found = duration(value, at)
+    found = span(value, at)
     if not SHORTEST_TTL <= found <= LONGEST_TTL:
         raise Wrong(f"expected {_ttl.expects}")
     return found

@@ -6,7 +6,6 @@ for what is written wants an answer sooner than a chore is called. What has to b
 
 from __future__ import annotations
 
-import select
 import time
 
 from nodeplug.core import files
@@ -151,6 +150,8 @@ class LogChore(Chore):
 
     def _hear(self, turn: Turn, until: float | None) -> bool:
         """Wait until something is due or written; whether the records have changed, or one's time is over."""
+        import select
+
         if turn.wait(SOONEST):
             return False  # what is written meanwhile is heard in one go
         due = min(each.due for each in self._watched.values()) - time.monotonic()

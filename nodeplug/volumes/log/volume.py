@@ -11,7 +11,7 @@ import time
 
 from nodeplug.core import files
 from nodeplug.core.chore import is_kept
-from nodeplug.core.document import Wrong, choice, duration, expects
+from nodeplug.core.document import Wrong, choice, expects
 from nodeplug.core.errors import ConfigInvalid, Error, Malformed, PermissionRefused, doing
 from nodeplug.core.record import Record, key
 from nodeplug.kernel import fsmount, mount
@@ -23,7 +23,7 @@ from nodeplug.volumes.log import index, records
 from nodeplug.volumes.log.records import Known
 from nodeplug.volumes.log.rules import Rules
 from nodeplug.volumes.memory import MemoryFs, ensure_room, files_for
-from nodeplug.volumes.options import count, number_id, some_size, words
+from nodeplug.volumes.options import count, number_id, some_size, span, words
 from nodeplug.volumes.options import mode as rights
 from nodeplug.volumes.pods import ensure_own, is_name
 from nodeplug.volumes.show import take_away
@@ -46,7 +46,11 @@ _SMALLEST = 64 << 10
 _ATTRIBUTES = fsmount.NOSUID | fsmount.NODEV | fsmount.NOEXEC
 
 
-@expects("names of files between commas, with * and ? for any characters, and no slash")
+def _between_commas(patterns: tuple[str, ...]) -> str:
+    return f'"{",".join(patterns)}"'
+
+
+@expects("names of files between commas, with * and ? for any characters, and no slash", shown=_between_commas)
 def _patterns(value: Any, at: Place) -> tuple[str, ...]:
     found = words(value, at)
     if not found or any("/" in each or len(each) > 255 for each in found):
@@ -70,18 +74,19 @@ class LogOptions(Record):
         default="rename",
         help="`rename` for a writer that reopens its file; `punch` or `copytruncate` for one that keeps it open",
     )
-    max_size: int = key(
-        some_size, default=0, help="bytes at which a file is rotated; a tenth of size if 0", name="maxSize"
+    max_size: int | None = key(
+        some_size,
+        default=None,
+        help="bytes at which a file is rotated; a tenth of size where it is not given",
+        name="maxSize",
     )
     max_files: int = key(count(1, 10_000), default=5, help="rotated files that are kept of each", name="maxFiles")
-    max_age: float = key(
-        duration, default=0.0, help="how old a rotated file's last line may get; 0 for any", name="maxAge"
-    )
-    every: float = key(duration, default=0.0, help="rotate at least so often; 0 for by size only")
+    max_age: float = key(span, default=0.0, help="how old a rotated file's last line may get; 0 for any", name="maxAge")
+    every: float = key(span, default=0.0, help="rotate at least so often; 0 for by size only")
     high_water: int = key(
         count(10, 95), default=80, help="percent of size in use from which the oldest is dropped", name="highWater"
     )
-    linger: float = key(duration, default=300.0, help="how long collectors may still read when the pod is gone")
+    linger: float = key(span, default=300.0, help="how long collectors may still read when the pod is gone")
     mode: int = key(rights, default=0o777, help="access rights of the volume's top directory")
     uid: int = key(number_id, default=0, help="its owner")
     gid: int = key(number_id, default=0, help="its group, where the pod has no fsGroup")
