@@ -5,9 +5,10 @@
     @needs("link:vlan")
     def test_...
 
-Names: `root`, `sandbox`, `sctp`, `vlan-filtering`, `overlay`, `loop`, `transit-server` (OpenBao or Vault), and three
-families: `program:NAME` (on PATH), `file:PATH`, `link:KIND` (a kind of `ip link add type`). A test that needs one of
-`IN_THE_VM` is marked `vm` by itself.
+Names: `root`, `sandbox`, `card` (a network card to lend), `sctp`, `vlan-filtering`, `selinux` (a kernel with it, whose
+policy is the test's to load), `overlay`, `loop`, `transit-server` (OpenBao or Vault), and three families:
+`program:NAME` (on PATH), `file:PATH`, `link:KIND` (a kind of `ip link add type`). A test that needs one of `IN_THE_VM`
+is marked `vm` by itself.
 Each name that may be missing on Debian 12 stands in expected-skips.txt, with the place where the test runs instead.
 """
 
@@ -18,14 +19,20 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.sandbox import inside
+from tests.sandbox import IN_VM, inside
 
-IN_THE_VM = frozenset({"sctp", "vlan-filtering", "link:vlan", "link:ipvlan", "link:dummy", "link:vrf"})
+OUTSIDE = "NODEPLUG_TEST_OUTSIDE"
+"""In the emulated machine: a path of the network namespace it booted in, which has cards."""
+
+IN_THE_VM = frozenset(
+    {"card", "sctp", "vlan-filtering", "selinux", "link:vlan", "link:ipvlan", "link:dummy", "link:vrf"}
+)
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
@@ -53,6 +60,10 @@ def _sandbox() -> str:
     return "" if inside() else "not inside the sandbox: python -m tests.sandbox (as root)"
 
 
+def _card() -> str:
+    return "" if os.environ.get(OUTSIDE) else "no network card that a test may take"
+
+
 def _sctp() -> str:
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
@@ -63,6 +74,13 @@ def _sctp() -> str:
 
 def _vlan_filtering() -> str:
     return _in_trial_namespaces("ip link add name trial type bridge vlan_filtering 1")
+
+
+def _selinux() -> str:
+    if os.environ.get(IN_VM) != "1":
+        return "not in the emulated machine, and a test must not load a policy here"
+    there = "selinuxfs" in Path("/proc/filesystems").read_text().split()
+    return "" if there else "the kernel was booted without SELinux"
 
 
 def _link(kind: str) -> str:
@@ -102,15 +120,23 @@ def _in_trial_namespaces(script: str) -> str:
     return "" if trial.returncode == 0 else (trial.stderr.strip().splitlines() or ["refused without a word"])[-1]
 
 
+def transit_server() -> str:
+    """The program of OpenBao or Vault: on PATH, or where `make setup` puts OpenBao; "" where there is none."""
+    beside = os.path.join(os.path.dirname(sys.executable), "bao")
+    return shutil.which("bao") or shutil.which("vault") or (beside if os.path.exists(beside) else "")
+
+
 def _transit_server() -> str:
-    return "" if shutil.which("bao") or shutil.which("vault") else "neither bao nor vault is on PATH"
+    return "" if transit_server() else "neither bao nor vault is on PATH or in the virtual environment"
 
 
 PROBES: dict[str, Callable[[], str]] = {
     "root": _root,
     "sandbox": _sandbox,
+    "card": _card,
     "sctp": _sctp,
     "vlan-filtering": _vlan_filtering,
+    "selinux": _selinux,
     "overlay": _overlay,
     "loop": _loop,
     "transit-server": _transit_server,

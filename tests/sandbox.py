@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 SANDBOX = "NODEPLUG_TEST_SANDBOX"
+IN_VM = "NODEPLUG_TEST_VM"
 FRESH = ("/run", "/etc/nodeplug", "/etc/cni", "/var/lib/nodeplug", "/var/lib/cni", "/var/log/nodeplug")
 NAMESPACES = ("--net", "--mount", "--pid", "--ipc", "--fork", "--mount-proc", "--propagation", "private")
 CHECKOUT = Path(__file__).resolve().parent.parent

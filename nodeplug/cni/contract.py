@@ -30,8 +30,8 @@ if TYPE_CHECKING:
             """Addresses, routes and dns; no interfaces."""
 
         def leave(self) -> None:
-            """What has to be said over the link before it goes, if anything. The door sees to it before a DEL; in the
-            rollback of an ADD the plugin does.
+            """What has to be said over the link before it goes, if anything. The door sees to it before DEL and GC; in
+            the rollback of an ADD the plugin does.
             """
 
         def delete(self) -> None: ...
@@ -223,8 +223,8 @@ class Plugin:
         """Make the attachment. Undo everything on failure: the runtime's DEL may never come."""
         raise ConfigInvalid(f"plugin {self.name} has no ADD")
 
-    def leave(self, request: DelRequest) -> None:
-        """Of an address manager: say what has to be said over the link before it goes, ahead of `delete`."""
+    def leave(self, request: DelRequest | GcRequest) -> None:
+        """Of an address manager: say what has to be said over links before they go, ahead of `delete` or `gc`."""
 
     def delete(self, request: DelRequest) -> None:
         """Remove what is left of the attachment; nothing left is success."""

@@ -28,14 +28,13 @@ from nodeplug.core.call import Answer
 from nodeplug.core.errors import ConfigInvalid, Error, Internal
 from nodeplug.core.naming import digest
 from nodeplug.core.record import Record
-from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 from nodeplug.kernel import netns as namespaces
 from nodeplug.kernel.netns import Netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from nodeplug.cni.contract import Plugin
@@ -44,11 +43,18 @@ if TYPE_CHECKING:
 PLUGINS = {
     "bandwidth": "nodeplug.cni.plugins.bandwidth.plugin:Bandwidth",
     "bridge": "nodeplug.cni.plugins.bridge.plugin:Bridge",
+    "dummy": "nodeplug.cni.plugins.dummy:Dummy",
     "firewall": "nodeplug.cni.plugins.firewall.plugin:Firewall",
+    "host-device": "nodeplug.cni.plugins.hostdevice.plugin:HostDevice",
+    "ipvlan": "nodeplug.cni.plugins.ipvlan:Ipvlan",
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
+    "macvlan": "nodeplug.cni.plugins.macvlan:Macvlan",
     "portmap": "nodeplug.cni.plugins.portmap:Portmap",
+    "ptp": "nodeplug.cni.plugins.ptp.plugin:Ptp",
     "sbr": "nodeplug.cni.plugins.sbr.plugin:Sbr",
+    "tap": "nodeplug.cni.plugins.tap:Tap",
     "tuning": "nodeplug.cni.plugins.tuning.plugin:Tuning",
+    "vlan": "nodeplug.cni.plugins.vlan:Vlan",
     "vrf": "nodeplug.cni.plugins.vrf.plugin:Vrf",
 }
 IPAM = {
@@ -285,20 +291,24 @@ class _Service:
         if isinstance(request, AddRequest):
             return self._add(plugin, request)
         if isinstance(request, DelRequest):
-            plugin.delete(request)
+            self._remove(request, lambda: plugin.delete(request))
         elif isinstance(request, CheckRequest):
             plugin.check(request)
         elif isinstance(request, GcRequest):
-            plugin.gc(request)
+            self._remove(request, lambda: plugin.gc(request))
         elif isinstance(request, StatusRequest):
             plugin.status(request)
         return b""
 
-    def _delete(self, plugin: Plugin, request: DelRequest) -> None:
+    def _remove(self, request: Request, remove: Callable[[], object]) -> None:
+        if request.ipam is None:
+            remove()
+            return
+        from nodeplug.core.steps import Steps
+
         steps = Steps()
-        if request.ipam is not None:
-            steps.run(request.ipam.leave)
-        steps.run(lambda: plugin.delete(request))
+        steps.run(request.ipam.leave)
+        steps.run(remove)
         steps.close()
 
     def _add(self, plugin: Plugin, request: AddRequest) -> bytes:
@@ -306,7 +316,7 @@ class _Service:
         with Undo() as undo:
             # A version may have no words for what was made, and then nobody knows of it who would delete it.
             made = DelRequest(**request.__dict__, netns_path=request.netns.path)
-            undo.push(lambda: self._delete(type(plugin)(), made))
+            undo.push(lambda: self._remove(made, lambda: type(plugin)().delete(made)))
             written = protocol.write_result(result, request.version)
             undo.commit()
         return written

@@ -37,22 +37,22 @@ def run(
     stdin: bytes = b"",
     timeout: float,
     limit: int = 1 << 20,
-    inherit: Sequence[int] = (),
+    fds: Sequence[int] = (),
 ) -> Finished:
-    """Run to the end. `limit` bounds stdout and stderr, each in bytes. `inherit` are descriptors the child has as well.
+    """Run to the end. `limit` bounds stdout and stderr, each in bytes. The child has these `fds`, by the same numbers.
 
     Raises `TimedOut`, `Refused` when it writes more than `limit`, `NotFound`, `PermissionRefused` or `Unavailable` when
     it cannot be started. A binary being replaced (ETXTBSY) is tried again for a second.
     """
     with company.present().waiting():
-        child = _start(argv, env, inherit)
+        child = _start(argv, env, fds)
         try:
             return _converse(child, argv[0], stdin, time.monotonic() + timeout, limit)
         finally:
             _end(child)
 
 
-def _start(argv: Sequence[str], env: Mapping[str, str], inherit: Sequence[int]) -> Popen[bytes]:
+def _start(argv: Sequence[str], env: Mapping[str, str], fds: Sequence[int]) -> Popen[bytes]:
     import errno
     import subprocess
 
@@ -65,8 +65,8 @@ def _start(argv: Sequence[str], env: Mapping[str, str], inherit: Sequence[int]) 
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd="/",
+                pass_fds=fds,
                 start_new_session=True,
-                pass_fds=inherit,
             )
         except OSError as error:
             if error.errno != errno.ETXTBSY or attempt + 1 == _ETXTBSY_ATTEMPTS:

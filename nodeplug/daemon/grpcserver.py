@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from socket import socket
 from types import TracebackType
@@ -21,6 +20,7 @@ import grpc
 from nodeplug.core.errors import Unavailable
 from nodeplug.daemon.listeners import Place, Published, private_files
 from nodeplug.daemon.relay import Note, Relay
+from nodeplug.daemon.threads import Threads
 
 _LAST_CALLS = 0.1  # seconds
 
@@ -76,20 +76,39 @@ class Limits:
     metadata_bytes: int = 16 * 1024
 
 
-def unary_service(name: str, methods: Mapping[str, Unary]) -> grpc.GenericRpcHandler:
-    """A service of unary methods under its full name ("v2.KeyManagementService")."""
-    return service(name, methods, {})
+class Service(grpc.GenericRpcHandler):
+    """A service's methods under its full name ("v2.KeyManagementService"): unary ones, and ones that answer one request
+    with a stream.
 
+    `prompt` names unary methods that answer from memory. They have a thread of their own, and so are answered while all
+    the others wait for a backend.
+    """
 
-def service(name: str, unary: Mapping[str, Unary], streams: Mapping[str, Streaming]) -> grpc.GenericRpcHandler:
-    """A service of unary methods and of methods that answer one request with a stream."""
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        method: grpc.unary_unary_rpc_method_handler(_guarded(answer)) for method, answer in unary.items()
-    }
-    for method, answers in streams.items():
-        handlers[method] = grpc.unary_stream_rpc_method_handler(_guarded_stream(answers))
-    made: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(name, handlers)
-    return made
+    def __init__(
+        self,
+        name: str,
+        unary: Mapping[str, Unary],
+        streams: Mapping[str, Streaming] | None = None,
+        *,
+        prompt: Collection[str] = (),
+    ) -> None:
+        self._threads = Threads(1, "rpc-prompt")
+        self._handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
+        for method, answer in unary.items():
+            call = _guarded(answer)
+            if method in prompt:
+                call.experimental_thread_pool = self._threads  # type: ignore[attr-defined]  # grpcio looks for it there
+            self._handlers[f"/{name}/{method}"] = grpc.unary_unary_rpc_method_handler(call)
+        for method, answers in (streams or {}).items():
+            self._handlers[f"/{name}/{method}"] = grpc.unary_stream_rpc_method_handler(_guarded_stream(answers))
+
+    def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
+        """The handler for a method's full name; grpcio asks."""
+        return self._handlers.get(details.method)
+
+    def close(self) -> None:
+        """End its own thread; the server does it."""
+        self._threads.shutdown()
 
 
 def _guarded(answer: Unary) -> Callable[[bytes, grpc.ServicerContext], bytes]:
@@ -131,7 +150,7 @@ class Server:
     def __init__(
         self,
         place: Place,
-        services: Collection[grpc.GenericRpcHandler],
+        services: Collection[Service],
         *,
         limits: Limits,
         note: Note,
@@ -141,9 +160,10 @@ class Server:
         # The library's own logger prints tracebacks, and with them what was in a request.
         logging.getLogger("grpc").addHandler(logging.NullHandler())
         logging.getLogger("grpc").propagate = False
-        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="rpc")
+        self._services = tuple(services)
+        self._threads = Threads(limits.threads, "rpc")
         self._grpc = grpc.server(
-            self._pool,
+            self._threads,
             handlers=list(services),
             maximum_concurrent_rpcs=limits.threads + limits.queue,
             options=[
@@ -192,6 +212,11 @@ class Server:
         except RuntimeError as error:
             raise Unavailable(f"gRPC cannot listen on {path}: {error}") from None
 
+    @property
+    def alive(self) -> bool:
+        """Whether new connections are still let in."""
+        return self._relay is None or self._relay.alive
+
     def close(self, seconds: float) -> None:
         """Refuse new calls, let those under way end for up to `seconds`, then cancel them; free the socket's name.
 
@@ -207,7 +232,9 @@ class Server:
         if self._relay is not None:
             self._relay.wait_idle(0.2)  # the last answers are in its buffers
             self._relay.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown()
+        for service in self._services:
+            service.close()
 
     def __enter__(self) -> Self:
         return self

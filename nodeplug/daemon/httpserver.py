@@ -26,6 +26,7 @@ Page = Callable[[], tuple[int, str, bytes]]
 _THREADS = 4
 _WAITING = 16
 _SECONDS = 2.0
+_PAUSE = 0.1
 _LARGEST_HEAD = 8192
 _TEXT = "text/plain; charset=utf-8"
 
@@ -52,6 +53,7 @@ class HttpServer:
 
     def __init__(self, address: str, pages: Mapping[str, Page], *, mode: int = 0o600) -> None:
         self._pages = pages
+        self._over = False
         self._published: Published | None = None
         self._waiting: queue.Queue[socket.socket | None] = queue.Queue(_WAITING)
         if address.startswith("/"):
@@ -73,6 +75,7 @@ class HttpServer:
         return name[1] if isinstance(name, tuple) else 0
 
     def close(self) -> None:
+        self._over = True
         try:
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accept
         except OSError:
@@ -81,7 +84,10 @@ class HttpServer:
         if self._published is not None:
             self._published.close()
         for _ in range(_THREADS):
-            self._waiting.put(None)
+            try:
+                self._waiting.put(None, timeout=_SECONDS)
+            except queue.Full:
+                return  # they are at work on slow peers, and end with the process
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +102,10 @@ class HttpServer:
             try:
                 peer, _ = self._listener.accept()
             except OSError:
-                return
+                if self._over:
+                    return
+                time.sleep(_PAUSE)  # no descriptors are left; there will be
+                continue
             try:
                 self._waiting.put_nowait(peer)
             except queue.Full:
@@ -106,9 +115,17 @@ class HttpServer:
         while (peer := self._waiting.get()) is not None:
             with peer:
                 try:
-                    peer.sendall(_answer(_read_head(peer), self._pages))
+                    peer.sendall(self._answered(_read_head(peer)))
                 except OSError:
                     continue  # the peer went away or was too slow
+
+    def _answered(self, head: bytes) -> bytes:
+        try:
+            return _answer(head, self._pages)
+        except (
+            Exception
+        ) as error:  # a gauge may ask anybody anything, and the next request must be answered all the same
+            return _response(500, _TEXT, f"the page cannot be made: {type(error).__name__}\n".encode())
 
 
 def _read_head(peer: socket.socket) -> bytes:

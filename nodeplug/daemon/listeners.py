@@ -45,16 +45,31 @@ _umask_lock = threading.Lock()
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """In a `with` block: what is made has no rights for others from its first moment.
+    """In a `with` block: nobody but its owner can connect to a socket that is made, from its first moment.
 
-    The mask is the process's. Two threads that each put it back would leave the other's behind, so they take turns.
+    That takes the right to write, and nearly every process has a mask that gives it to no other. Only where it has not,
+    the mask is changed: it is the whole process's, so what other threads make meanwhile would get it too. They take
+    turns, as two that each put it back would leave the other's behind.
     """
-    with _umask_lock:
-        previous = os.umask(0o177)
-        try:
-            yield
-        finally:
-            os.umask(previous)
+    with _umask_lock:  # what is read meanwhile could be another's change
+        if changed := _umask() & 0o022 != 0o022:
+            previous = os.umask(0o177)
+            try:
+                yield
+            finally:
+                os.umask(previous)
+    if not changed:
+        yield
+
+
+def _umask() -> int:
+    """The process's mask, which umask(2) tells only by changing it; 0 where /proc does not tell."""
+    try:
+        with open("/proc/self/status", "rb") as status:
+            line = next(line for line in status if line.startswith(b"Umask:"))
+        return int(line.split()[1], 8)
+    except (OSError, StopIteration, ValueError):
+        return 0
 
 
 class Published:
@@ -97,15 +112,21 @@ class Published:
         except OSError as error:
             listener.close()
             raise from_os(error, f"cannot listen on {self.place.path}") from error
+        except BaseException:
+            listener.close()
+            raise
         return listener
 
     def publish(self) -> None:
-        """Give the socket bound at `staging` its rights and its name. Raises OSError."""
-        if self.place.group is not None:
-            os.chown(self.staging, -1, self.place.group)
-        os.chmod(self.staging, self.place.mode)
-        status = os.lstat(self.staging)
-        os.rename(self.staging, self.place.path)
+        """Give the socket bound at `staging` its rights and its name. Raises `PermissionRefused`, `Unavailable`."""
+        try:
+            if self.place.group is not None:
+                os.chown(self.staging, -1, self.place.group)
+            os.chmod(self.staging, self.place.mode)
+            status = os.lstat(self.staging)
+            os.rename(self.staging, self.place.path)
+        except OSError as error:
+            raise from_os(error, f"cannot give {self.place.path} its mode, group and name") from error
         self._inode = status.st_dev, status.st_ino
 
     def close(self) -> None:
@@ -208,16 +229,17 @@ def _lock(path: str, subject: str) -> int:
     return fd
 
 
-def inherited(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:
-    """The listening stream sockets a service manager passed to this process, by name; see sd_listen_fds(3).
+def inherited(environ: Mapping[str, str], pid: int) -> list[tuple[str, socket.socket]]:
+    """The listening stream sockets a service manager passed to this process, with their names; see sd_listen_fds(3).
 
-    A socket without a name is called by its number. Each is closed on exec from now on. Raises `ConfigInvalid` when a
-    descriptor is not a listening unix stream socket, `PermissionRefused` when it cannot be looked at.
+    All sockets of one unit have one name. A socket without a name is called by its number. Each is closed on exec from
+    now on. Raises `ConfigInvalid` when a descriptor is not a listening unix stream socket, `PermissionRefused` when it
+    cannot be looked at.
     """
     if environ.get("LISTEN_PID") != str(pid) or not environ.get("LISTEN_FDS", "").isdecimal():
-        return {}
+        return []
     names = environ.get("LISTEN_FDNAMES", "").split(":")
-    found: dict[str, socket.socket] = {}
+    found: list[tuple[str, socket.socket]] = []
     for number in range(int(environ["LISTEN_FDS"])):
         fd = 3 + number
         try:
@@ -233,6 +255,5 @@ def inherited(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:
                 f"descriptor {fd} from the service manager is not a listening unix stream socket",
                 hint="use ListenStream=/absolute/path in the .socket unit",
             )
-        name = names[number] if number < len(names) and names[number] else str(number)
-        found[name] = listener
+        found.append((names[number] if number < len(names) and names[number] else str(number), listener))
     return found

@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Self
 
+from nodeplug.daemon.quiet import Quiet
+
 _CHUNK = 64 * 1024
 _UCRED = struct.Struct("=iII")  # pid, uid, gid; see unix(7), SO_PEERCRED
 _CONNECT = 1.0  # seconds; the inner server's backlog is ours alone
@@ -65,6 +67,7 @@ class Relay:
         self._inner = inner
         self._allowed = None if allowed_uids is None else frozenset(allowed_uids)
         self._note = note
+        self._quiet = Quiet()
         self._limit = connections
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -82,6 +85,16 @@ class Relay:
         self._listener.setblocking(False)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs: without it nobody is let in any more."""
+        return self._thread.is_alive()
+
+    def _tell(self, kind: str, sentence: str) -> None:
+        """Peers may do what they are refused for as often as they like."""
+        if self._quiet.passes(kind):
+            self._note(sentence + self._quiet.held(kind))
 
     def stop_accepting(self) -> None:
         """Leave new connections in the listener's backlog, for the process that comes after this one."""
@@ -133,11 +146,17 @@ class Relay:
                     except BlockingIOError:
                         pass
                 else:
-                    side: _Side = key.data
-                    if events & selectors.EVENT_WRITE and side in self._open:
-                        self._flush(side)
-                    if events & selectors.EVENT_READ and side in self._open:
-                        self._pump(side)
+                    self._carry(key.data, events)
+
+    def _carry(self, side: _Side, events: int) -> None:
+        try:
+            if events & selectors.EVENT_WRITE and side in self._open:
+                self._flush(side)
+            if events & selectors.EVENT_READ and side in self._open:
+                self._pump(side)
+        except OSError as error:  # the kernel has no memory left for one more thing to watch
+            self._tell("lost", f"a connection is lost: {error}")
+            self._drop(side)
 
     def _watch_listener(self) -> None:
         if self._resume and time.monotonic() >= self._resume:
@@ -158,33 +177,36 @@ class Relay:
         except OSError as error:
             # Out of descriptors or memory: the connection stays in the backlog; try again when some may be free.
             if error.errno not in (errno.ECONNABORTED, errno.EINTR):
-                self._note(f"cannot accept a connection: {error}")
+                self._tell("accept", f"cannot accept a connection: {error}")
                 self._resume = time.monotonic() + _PAUSE
             return
         inner = None
         try:
             if self._allowed is not None and (uid := peer_uid(peer)) not in self._allowed:
-                self._note(f"refused a connection from uid {uid}, which allowed_uids does not list")
+                self._tell("refused", f"refused a connection from uid {uid}, which allowed_uids does not list")
                 peer.close()
                 return
             inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             inner.settimeout(_CONNECT)
             inner.connect(self._inner)
+            self._join(_Side(peer), _Side(inner))
         except OSError as error:
-            self._note(f"cannot hand a connection to the server: {error}")
+            self._tell("inner", f"cannot hand a connection to the server: {error}")
             peer.close()
             if inner is not None:
                 inner.close()
-            return
-        self._join(_Side(peer), _Side(inner))
 
     def _join(self, outer: _Side, inner: _Side) -> None:
         outer.other, inner.other = inner, outer
-        for side in (outer, inner):
-            side.socket.setblocking(False)
-            self._open.add(side)
-            self._watch(side)
         self._idle.clear()
+        try:
+            for side in (outer, inner):
+                side.socket.setblocking(False)
+                self._open.add(side)
+                self._watch(side)
+        except OSError:
+            self._drop(outer)
+            raise
 
     def _pump(self, side: _Side) -> None:
         """Take what `side` sent and give it to the other end."""

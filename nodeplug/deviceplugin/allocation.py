@@ -9,6 +9,9 @@ from nodeplug.deviceplugin.settings import Resource
 from nodeplug.devices.contract import Device
 from nodeplug.devices.ids import base_of, replica_id
 
+_MOST_COMPARED = 100_000
+"""Comparisons; a pod's admission waits for them, at two microseconds each."""
+
 
 def pick(resource: Resource, ids: Sequence[str], devices: Mapping[str, Device]) -> list[Device]:
     """The devices behind `ids`, each once, in order. Raises `NotFound` for an id that is none of ours, `Refused`."""
@@ -104,10 +107,11 @@ def prefer(resource: Resource, wish: Preference, devices: Mapping[str, Device]) 
     numa: from as few memory nodes as possible. packed: shares of devices that are in use already. spread: of those
     that are least so. auto is numa, then spread for shared devices.
     """
-    chosen = [id for id in dict.fromkeys(wish.chosen) if id in set(wish.available) or not wish.available]
+    available = set(wish.available)
+    chosen = [id for id in dict.fromkeys(wish.chosen) if id in available or not available]
     chosen = chosen[: max(0, wish.size)]
     left = wish.size - len(chosen)
-    rest = sorted(set(wish.available) - set(chosen))
+    rest = sorted(available - set(chosen))
     if left <= 0 or not rest:
         return chosen
     free = Counter(base_of(id) for id in rest)
@@ -121,7 +125,7 @@ def prefer(resource: Resource, wish: Preference, devices: Mapping[str, Device]) 
         free[base_of(best)] -= 1
         taken[base_of(best)] += 1
         left -= 1
-        if len(rest) > 4096:
+        if len(rest) * left > _MOST_COMPARED:
             # Beyond this the choice is not worth a quadratic search: one pass in order of the same rank.
             rest.sort(key=lambda id: (nodes.get(_node(id, devices), len(nodes)), *_rank(order, id, free, taken)))
             return chosen + rest[:left]

@@ -6,6 +6,7 @@ Called by `main`; knows discovery, registration and the services, and is where t
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nodeplug.core import files
@@ -44,15 +45,27 @@ class _Served:
 
 
 class Daemon:
-    """Serves the resources of `settings` from construction to `close`."""
+    """Serves the resources of `settings` from construction to `close`.
 
-    def __init__(self, settings: Settings, *, kubelet_dir: str, log: Log, source: str = "") -> None:
+    `source` is the file they are from and `read` reads them anew; without it the file is all there is to read.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        kubelet_dir: str,
+        log: Log,
+        source: str = "",
+        read: Callable[[], Settings] | None = None,
+    ) -> None:
         self.health = Health()
         self.registry = open_registry("deviceplugin")
         self.meters = Meters(self.registry)
         self._log = log
         self._settings = settings
         self._source = source
+        self._read = read or (lambda: load(source))
         self._served: dict[str, _Served] = {}
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -84,7 +97,7 @@ class Daemon:
             raise
 
     def _start(self) -> None:
-        self._open_pages()
+        self._open_pages(self._settings.health.listen)
         self._sweep()
         self.watch.start()
         self.discovery.start()
@@ -107,7 +120,9 @@ class Daemon:
     def reload(self, settings: Settings | None = None) -> bool:
         """Read the settings again and go on with them; with bad ones nothing changes. True when they were good."""
         try:
-            fresh = load(self._source) if settings is None else settings
+            fresh = self._read() if settings is None else settings
+            if fresh.health.listen != self._settings.health.listen:
+                self._open_pages(fresh.health.listen)
         except Error as error:
             self._state("settings", Condition(False, str(error)))
             self.note("error", f"the settings stay as they were: {error}")
@@ -118,8 +133,6 @@ class Daemon:
             return True
         if (fresh.directories, fresh.rescan, fresh.poll) != (old.directories, old.rescan, old.poll):
             self.note("warning", "directories, rescan and poll are taken at the next start only")
-        if fresh.health.listen != old.health.listen:
-            self._open_pages()
         self._apply(fresh, old=old)
         self.note("info", f"new settings: {self.status()}")
         return True
@@ -204,6 +217,7 @@ class Daemon:
             open_line=lambda path, watched: Endpoint(service, path, watched=watched, changed=self.watch.notify),
             listener=self,
             turn=self._turn,
+            lock=os.path.join(os.path.dirname(self._settings.directories.links), "lock", "deviceplugin"),
         )
         self.meters.registered.labels(resource.name).set(0)
         registrar.start()
@@ -358,12 +372,12 @@ class Daemon:
         self.meters.refusals.labels(resource).inc()
         self.note("error", error, id=resource, op="register")
 
-    def _open_pages(self) -> None:
+    def _open_pages(self, listen: str) -> None:
+        """Serve the pages there from now on. Raises what `HttpServer` raises, and then they are where they were."""
+        fresh = HttpServer(listen, standard_pages(self.health, self.registry)) if listen else None
         if self._pages is not None:
             self._pages.close()
-            self._pages = None
-        if self._settings.health.listen:
-            self._pages = HttpServer(self._settings.health.listen, standard_pages(self.health, self.registry))
+        self._pages = fresh
 
 
 def _wire(resource: Resource) -> tuple[object, ...]:

@@ -3,19 +3,22 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from typing import Literal, NoReturn, cast
+from typing import NoReturn
 
 import nodeplug
 from nodeplug.core import config, document
 from nodeplug.core.errors import ConfigInvalid, Error
-from nodeplug.core.log import Log, to_descriptor
 from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
+from nodeplug.daemon.settings import open_log
 from nodeplug.deviceplugin.contract import Source
 from nodeplug.deviceplugin.daemon import Daemon
-from nodeplug.deviceplugin.settings import CONFIG, KUBELET_DIR, LogSettings, Settings, check, load
+from nodeplug.deviceplugin.settings import CONFIG, KUBELET_DIR, Settings, check, load
 
 _DRAIN = 5.0
+_STEP = 0.1  # seconds
+_MOST_STEPS = 20
 
 
 def run(source: type[Source]) -> NoReturn:
@@ -51,7 +54,13 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str], source: type[Sou
         log = open_log(settings.log, environ)
         running: list[Daemon] = []
         with Lifecycle(environ, alive=lambda: all(daemon.alive for daemon in running)) as life:
-            served = Daemon(settings, kubelet_dir=given.kubelet_dir, log=log, source=given.config or "")
+            served = Daemon(
+                settings,
+                kubelet_dir=given.kubelet_dir,
+                log=log,
+                source=given.config or "",
+                read=lambda: _settings(given.config, source),
+            )
             running.append(served)
             try:
                 _live(life, served, given.config)
@@ -99,10 +108,23 @@ def _live(life: Lifecycle, served: Daemon, path: str | None) -> None:
     while (event := life.wait(30.0)) is not Event.STOP:
         if event is Event.RELOAD and path:
             life.reloading()
+            _settle(path)
             served.reload()
             life.ready(served.status())
         else:
             life.status(served.status())
+
+
+def _settle(path: str) -> None:
+    """Wait until the file has stopped changing: an editor that writes in place leaves it empty for a moment, and a file
+    without resources would withdraw them all."""
+    before = _stamp(path)
+    for _ in range(_MOST_STEPS):
+        time.sleep(_STEP)
+        now = _stamp(path)
+        if now == before:
+            return
+        before = now
 
 
 def _stamp(path: str | None) -> tuple[int, ...]:
@@ -112,12 +134,3 @@ def _stamp(path: str | None) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def open_log(wanted: LogSettings, environ: Mapping[str, str]) -> Log:
-    """The log on stderr, with levels for the journal where that is what stderr is (sd-daemon(3))."""
-    form = cast("Literal['json', 'text']", wanted.form)
-    level = cast("Literal['debug', 'info', 'warning', 'error']", wanted.level)
-    status = os.fstat(2)
-    journal = environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-    return Log(to_descriptor(2, journal=journal), form=form, level=level)

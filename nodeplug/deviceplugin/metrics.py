@@ -49,14 +49,8 @@ class Meters:
         self.errors = Counter(p + "call_errors", "Calls answered with an error.", (*r, "method"), registry=registry)
 
     def forget(self, resource: str) -> None:
-        """Drop the series of a resource that was withdrawn."""
-        for gauge in (self.registered, self.allocated):
-            try:
-                gauge.remove(resource)
-            except KeyError:
-                pass  # it never had one
-        for health in ("healthy", "unhealthy"):
-            try:
-                self.devices.remove(resource, health)
-            except KeyError:
-                pass  # likewise
+        """Drop the series of a resource that was withdrawn: settings may name ever new ones."""
+        of_one = (self.registered, self.allocated, self.refusals, self.publishes, self.published_bytes, self.oversized)
+        of_more = (self.registrations, self.ends, self.devices, self.calls, self.errors)
+        for metric in (*of_one, *of_more, self.hotplug):
+            metric.remove_by_labels({"resource": resource})

@@ -6,7 +6,9 @@ and never opens a second stream. With the plugin watcher the kubelet finds a soc
 also after a restart.
 
 Each registration has a socket of its own name, and the old one is closed first: older kubelets know a plugin by its
-resource alone, and the end of an old stream would take the new one down (kubernetes#121994, #127803).
+resource alone, and the end of an old stream would take the new one down (kubernetes#121994, #127803). For the same
+reason one process of a node registers a resource at a time: a second one, started by mistake or by an update, waits
+until the first has ended, and takes over then.
 """
 
 import os
@@ -16,7 +18,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from nodeplug.core import files
 from nodeplug.core.errors import Error, TryAgain
+from nodeplug.core.naming import digest
 from nodeplug.deviceplugin import client, protocol
 from nodeplug.deviceplugin.kubelet import Kubelet, socket_name
 
@@ -28,6 +32,7 @@ _SETTLE = 0.1  # an old kubelet's time to put an ended stream away before the ne
 _LEAST, _MOST = 0.01, 5.0
 _SHORT = 10.0  # a stream shorter than this counts as a failure
 _AT_ONCE = 8
+_ASK_LOCK = 0.2
 
 Turn = threading.BoundedSemaphore
 
@@ -69,7 +74,8 @@ class Listener(Protocol):
 class Registrar:
     """Keeps one resource registered from `start` to `close`.
 
-    `open_line(path, watched)` serves the resource at a new socket; `watched` adds the watcher's service to it.
+    `open_line(path, watched)` serves the resource at a new socket; `watched` adds the watcher's service to it. `lock`
+    is the directory of the locks that all plugins of ours on the node share.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class Registrar:
         open_line: Callable[[str, bool], Line],
         listener: Listener,
         turn: Turn,
+        lock: str,
     ) -> None:
         self._resource = resource
         self._kubelet = kubelet
@@ -90,6 +97,7 @@ class Registrar:
         self._open_line = open_line
         self._listener = listener
         self._turn = turn
+        self._lock = lock
         self._over = threading.Event()
         self._failures = 0
         self._line: Line | None = None
@@ -125,6 +133,29 @@ class Registrar:
         return line is not None and line.streaming
 
     def _run(self) -> None:
+        held = self._take_lock()
+        try:
+            self._register_again_and_again()
+        finally:
+            if held >= 0:
+                os.close(held)
+
+    def _take_lock(self) -> int:
+        """Wait for this resource's lock; its descriptor, -1 where there is none to be had (a directory that is full or
+        read-only): then it goes without, as two plugins for one resource are a mistake and none is worse."""
+        while not self._over.is_set():
+            try:
+                files.ensure_directory(self._lock, 0o700)
+                return files.flock(os.path.join(self._lock, digest(self._resource, 12)), timeout=0.0)
+            except TryAgain:
+                self.trouble = "another process of this node serves it; this one waits for its end"
+            except OSError as error:
+                self.trouble = f"cannot lock {self._lock}: {error.strerror}"
+                return -1
+            self._over.wait(_ASK_LOCK)
+        return -1
+
+    def _register_again_and_again(self) -> None:
         while not self._over.is_set():
             began = time.monotonic()
             try:
@@ -148,8 +179,10 @@ class Registrar:
         return self._kubelet.watcher_offered and self._distrusted != self._kubelet.identity()
 
     def _session(self, directory: str, run: Callable[[str], str]) -> str:
-        if not self._until(lambda: os.path.isdir(directory), None):
-            return "stopped"
+        if not os.path.isdir(directory):
+            self.trouble = f"there is no {directory}; does a kubelet run here, with this directory?"
+            if not self._until(lambda: os.path.isdir(directory), None):
+                return "stopped"
         self._met = self._kubelet.identity()
         return run(os.path.join(directory, socket_name(self._resource)))
 
@@ -160,8 +193,10 @@ class Registrar:
 
     def _asked(self, path: str) -> str:
         """The flow at kubelet.sock. Returns why it ended."""
-        if not self._until(lambda: self._kubelet.identity() is not None, None):
-            return "stopped"
+        if self._kubelet.identity() is None:
+            self.trouble = f"there is no {self._kubelet.socket}; does the kubelet run?"
+            if not self._until(lambda: self._kubelet.identity() is not None, None):
+                return "stopped"
         line = self._line = self._open(path, watched=False)
         identity = self._met = self._register(path)
         if identity is None:

@@ -248,7 +248,7 @@ class Endpoint:
         self._told: tuple[bool, str] | None = None
         self._closing = False
         services = [
-            grpcserver.service(
+            grpcserver.Service(
                 protocol.PLUGIN,
                 {
                     "GetDevicePluginOptions": service.get_options,
@@ -261,7 +261,7 @@ class Endpoint:
         ]
         if watched:
             unary = {"GetInfo": self._info, "NotifyRegistrationStatus": self._notified}
-            services.append(grpcserver.service(protocol.WATCHED, unary, {}))
+            services.append(grpcserver.Service(protocol.WATCHED, unary))
         self._server = Server(Place(path, lock=False), services, limits=_LIMITS, note=lambda _: None)
 
     @property

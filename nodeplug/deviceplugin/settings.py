@@ -8,6 +8,7 @@ from nodeplug.core import config, document, paths
 from nodeplug.core.document import Place, Wrong, expects
 from nodeplug.core.errors import ConfigInvalid, Error
 from nodeplug.core.record import Record, key
+from nodeplug.daemon.settings import HealthSettings, LogSettings
 from nodeplug.deviceplugin.contract import PLACEHOLDER
 from nodeplug.devices.health import Probe
 from nodeplug.devices.host import Host
@@ -183,23 +184,11 @@ class Resource(Record):
         return "PCIDEVICE_" + re.sub(r"[^A-Z0-9]", "_", self.name.upper())
 
 
-class HealthSettings(Record):
+class PagesSettings(HealthSettings):
     """`[deviceplugin.health]`: /livez, /readyz and /metrics."""
 
-    listen: str = key(
-        document.text, default="", help="a unix socket's path, or 127.0.0.1:PORT; empty: no pages are served"
-    )
     unregistered: float = key(
         document.duration, default=30.0, help="how long a resource may be unregistered before /readyz fails"
-    )
-
-
-class LogSettings(Record):
-    """`[deviceplugin.log]`: what goes to stderr."""
-
-    form: str = key(document.choice("json", "text"), default="json", help="one JSON object a line, or text for people")
-    level: str = key(
-        document.choice("debug", "info", "warning", "error"), default="info", help="the least that is written"
     )
 
 
@@ -227,7 +216,7 @@ class Settings(Record):
     )
     rescan: float = key(document.duration, default=300.0, help="how often all is looked at, whatever was heard")
     poll: float = key(document.duration, default=5.0, help="the same where the kernel cannot tell of changes")
-    health: HealthSettings = key(document.nested(HealthSettings), default=HealthSettings(), help="pages")
+    health: PagesSettings = key(document.nested(PagesSettings), default=PagesSettings(), help="pages")
     log: LogSettings = key(document.nested(LogSettings), default=LogSettings(), help="the log")
     directories: Directories = key(document.nested(Directories), default=Directories(), help="where things are")
 

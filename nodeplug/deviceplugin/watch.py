@@ -7,12 +7,14 @@ out, events get lost. One thread and one inotify instance for all.
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Collection
 
 from nodeplug.devices.sources.finders import nearest_directory
 from nodeplug.kernel import inotify
 
 TICK = 2.0
+_RETRY = 30.0  # seconds until an inotify instance is asked for again
 _MASK = (
     inotify.IN_CREATE
     | inotify.IN_DELETE
@@ -37,11 +39,16 @@ class Watch:
         self._wake_out, self._wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._armed: dict[int, tuple[str, tuple[int, int]]] = {}
         self._inotify: inotify.Inotify | None = None
+        self._retry = 0.0
+        self._open()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def _open(self) -> None:
+        self._retry = time.monotonic() + _RETRY
         try:
             self._inotify = inotify.Inotify()
         except OSError:
-            pass  # the ticks do it, more slowly
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+            pass  # the ticks do it, more slowly, until there is one
 
     def start(self) -> None:
         self._arm()
@@ -78,11 +85,11 @@ class Watch:
         os.close(self._wake_in)
 
     def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._wake_out, select.POLLIN)
-        if self._inotify is not None:
-            poll.register(self._inotify.fileno(), select.POLLIN)
         while not self._stopping:
+            poll = select.poll()
+            poll.register(self._wake_out, select.POLLIN)
+            if self._inotify is not None:
+                poll.register(self._inotify.fileno(), select.POLLIN)
             poll.poll(self._tick * 1000)
             self._drain()
             for listener in self._listeners:
@@ -91,7 +98,11 @@ class Watch:
 
     def _drain(self) -> None:
         if self._inotify is None:
-            return
+            if time.monotonic() < self._retry:
+                return
+            self._open()
+            if self._inotify is None:
+                return
         try:
             self._inotify.read(0)
         except OSError:

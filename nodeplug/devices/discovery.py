@@ -224,6 +224,10 @@ class Discovery:
     def _look_at_everything(self, trigger: str, changes: list[Change], *, only: list[Pool] | None = None) -> None:
         began = time.monotonic()
         self._topology.forget()
+        if only is None:
+            self._links.load()  # somebody may have cleaned up below /run
+            for pool in self._pools.values():
+                pool.relink()
         pools = list(self._pools.values()) if only is None else only
         for _ in range(_MOST_WATCH_ROUNDS):
             for pool in pools:
@@ -240,9 +244,8 @@ class Discovery:
         began = time.monotonic()
         moved = False
         for pool in self._pools.values():
-            stale, pool.stale = pool.stale, set()
             for number in range(len(pool.sources)):
-                moved |= pool.touch(number, changes, whole=number in stale)
+                moved |= pool.touch(number, changes, whole=pool.take_stale(number))
             if pool.unwell and began >= self._recheck_at:
                 pool.recheck()
         if began >= self._recheck_at:

@@ -23,7 +23,8 @@ class Links:
         self._users: dict[str, set[str]] = {}  # id -> the pools that want its links
 
     def load(self) -> None:
-        """Learn what an earlier process left."""
+        """Learn what is there: at the start what an earlier process left, later what is left of ours."""
+        self._made.clear()
         for id in _entries(self._directory) if self._make else ():
             roles = {}
             for role in _entries(os.path.join(self._directory, id)):

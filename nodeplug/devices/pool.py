@@ -88,6 +88,13 @@ class Pool:
             around.note(f"{self.spec.name}: rule {number + 1} finds nothing: {error}")
             return NoSource(str(error))
 
+    def take_stale(self, number: int) -> bool:
+        """Whether a source had news of its own; before it is looked at, so that what comes meanwhile is not lost."""
+        if number not in self.stale:
+            return False
+        self.stale.discard(number)  # of this very set: others add to it from their threads
+        return True
+
     def _turned(self) -> None:
         self.dirty = True
         self._around.wake()
@@ -181,6 +188,16 @@ class Pool:
             reason = probes.verdict(id) if device.healthy else ""
             judged[id] = replace(device, healthy=False, reason=reason) if reason else device
         return judged
+
+    def relink(self) -> None:
+        """Make the links again that are published and not there any more."""
+        for id, device in self.published.items():
+            if id not in self.roster.gone:
+                try:
+                    self._around.links.want(self.spec.name, device)
+                except OSError as error:
+                    self._around.note(f"{self.spec.name}: the link of {id} cannot be made: {error.strerror}")
+                    return
 
     def _linked(self, devices: dict[str, Device]) -> dict[str, Device]:
         """Make the links of what is new or other, remove those of what is gone."""

@@ -40,6 +40,7 @@ class Triggers:
         self._inotify: inotify.Inotify | None = None
         self._watches: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
+        self._inodes: dict[str, tuple[int, int]] = {}
         self._wanted: frozenset[str] = frozenset()
         self._missing: dict[str, str] = {}
         self._retry = 0.0
@@ -77,8 +78,11 @@ class Triggers:
         self._wanted = frozenset(directories)
         if self._inotify is None:
             return False
-        for path in self._numbers.keys() - self._wanted:
-            self._drop(path)
+        for path in list(self._numbers):
+            # A path may lead to another directory than the one that is watched: a link that was turned, a new one in
+            # the place of one that was moved away.
+            if path not in self._wanted or _inode(path) != self._inodes[path]:
+                self._drop(path)
         new = False
         missing = ""
         for path in sorted(self._wanted - self._numbers.keys()):
@@ -92,6 +96,7 @@ class Triggers:
                 continue
             self._watches[number] = path
             self._numbers[path] = number
+            self._inodes[path] = _inode(path)
             new = True
         if missing:
             self._missing = {**self._missing, "inotify": missing}
@@ -177,6 +182,7 @@ class Triggers:
 
     def _drop(self, path: str) -> None:
         number = self._numbers.pop(path)
+        del self._inodes[path]
         self._watches.pop(number, None)
         assert self._inotify is not None
         try:
@@ -188,6 +194,16 @@ class Triggers:
         path = self._watches.pop(number, "")
         if self._numbers.get(path) == number:
             del self._numbers[path]
+            del self._inodes[path]
+
+
+def _inode(path: str) -> tuple[int, int]:
+    """Which directory a path leads to now; (0, 0) for none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 def in_first_user_namespace() -> bool:

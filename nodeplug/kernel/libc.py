@@ -8,6 +8,7 @@ call's name and object, and ValueError for a path with a NUL in it.
 from __future__ import annotations
 
 import os
+import struct
 import sys
 
 TYPE_CHECKING = False
@@ -28,6 +29,11 @@ _FSMOUNT = 432
 _FSPICK = 433
 _OPENAT2 = 437
 _MOUNT_SETATTR = 442
+
+_SOL_SOCKET = 1
+_SO_ATTACH_FILTER = 26
+_PROGRAM = struct.Struct("@HP")  # struct sock_fprog: how many instructions, and where they are
+_INSTRUCTION = 8
 
 
 class _Library:
@@ -54,6 +60,7 @@ class _Library:
         self._find: Callable[[str], Callable[..., int]] = lambda name: Function(_ctypes.dlsym(this_process, name))
         self.long: Callable[[int], object] = Long
         self.memory: Callable[[bytes], Any] = lambda data: _filled((Char * len(data))(), data)
+        self.address: Callable[[Any], int] = _ctypes.addressof
         self.errno: Callable[[], int] = _ctypes.get_errno  # the calling thread's
 
     def __getitem__(self, name: str) -> Callable[..., int]:
@@ -222,3 +229,11 @@ def getsockopt(fd: int, level: int, option: int, buffer: bytearray) -> None:
     memory, length = library.memory(bytes(buffer)), library.memory(len(buffer).to_bytes(4, sys.byteorder))
     _call("getsockopt", f"option {option}", fd, level, option, memory, length)
     buffer[:] = bytes(memory)[: len(buffer)]
+
+
+def attach_filter(fd: int, program: bytes) -> None:
+    """Let a socket hear only what a classic BPF program accepts. See SO_ATTACH_FILTER in socket(7)."""
+    library = _c()
+    memory = library.memory(program)
+    told = _PROGRAM.pack(len(program) // _INSTRUCTION, library.address(memory))
+    _call("setsockopt", "SO_ATTACH_FILTER", fd, _SOL_SOCKET, _SO_ATTACH_FILTER, told, len(told))

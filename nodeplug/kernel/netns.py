@@ -153,6 +153,17 @@ def own_identity() -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def pinned() -> list[str]:
+    """A path of each network namespace that a mount keeps: what runtimes name, wherever they do.
+
+    Those that only processes keep are not among them.
+    """
+    from nodeplug.kernel import mount
+
+    found = {entry.root: entry.point for entry in mount.mounts() if entry.fstype == "nsfs"}
+    return [point for root, point in found.items() if root.startswith("net:")]
+
+
 class entered:  # read as a phrase: with entered(netns)
     """Run the body of a `with` in `netns`. No child may be started inside.
 

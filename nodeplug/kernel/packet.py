@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from _socket import AF_PACKET, CMSG_SPACE, SO_BROADCAST, SOCK_CLOEXEC, SOCK_DGRAM, SOL_SOCKET, socket
 
+from nodeplug.kernel import libc
 from nodeplug.kernel import netns as namespaces
 
 TYPE_CHECKING = False
@@ -17,13 +18,11 @@ if TYPE_CHECKING:
 ETH_P_IP = 0x0800
 EVERYBODY = b"\xff" * 6
 
-_SO_ATTACH_FILTER = 26
 _SOL_PACKET = 263
 _PACKET_AUXDATA = 8
 _AUXDATA = struct.Struct("=IIIHHHH")
 _CSUMNOTREADY = 0x8
 _INSTRUCTION = struct.Struct("=HBBI")
-_PROGRAM = struct.Struct("@HP")
 _LARGEST = 64 * 1024
 
 
@@ -55,7 +54,7 @@ class PacketSocket:
             self._socket.setsockopt(SOL_SOCKET, SO_BROADCAST, 1)
             self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             # Before it is bound: what arrives in between would pass unfiltered.
-            _attach(self._socket, accepted)
+            libc.attach_filter(self._socket.fileno(), accepted)
             self._socket.bind((link, ETH_P_IP))
         except BaseException:
             self._socket.close()
@@ -100,11 +99,3 @@ def udp_to(port: int) -> bytes:
             (0x06, 0, 0, 0),  # drop
         )
     )
-
-
-def _attach(to: socket, program: bytes) -> None:
-    from array import array
-
-    memory = array("B", program)
-    address, _length = memory.buffer_info()
-    to.setsockopt(SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM.pack(len(program) // _INSTRUCTION.size, address))

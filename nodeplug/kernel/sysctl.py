@@ -57,9 +57,9 @@ def ensure(value: str, *key: str) -> bool:
 
 
 def prefer(value: str, *key: str) -> bool:
-    """`ensure` for a setting one can do without: False where there is no such key or nobody may write it."""
+    """Set a setting that one can do without: False where there is no such key or nobody may write it."""
     try:
-        ensure(value, *key)
+        write(value, *key)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
             return False

@@ -5,11 +5,13 @@
 
 import os
 import select
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
+from nodeplug.core.errors import Error
 from nodeplug.core.log import Event, Log
 from nodeplug.core.record import Record
 from nodeplug.daemon import metrics
@@ -57,7 +59,7 @@ class Daemon:
             self._closers.append(lambda _: self.provider.close())
             self.prober = Prober(self.provider, self.health, self.registry, self.note, pace)
             self.prober.probe(patience=_FIRST_PROBE)  # the first Status is good at once where the backend is
-            self._closers.append(lambda _: self.prober.close())
+            self._closers.append(self.prober.close)
             self.prober.start()
             self._serve(environ)
             self._watch(getattr(inner, "watched", ""))
@@ -81,13 +83,8 @@ class Daemon:
             status_version=settings.status_version,
             verbose=settings.log.level == "debug",
         )
-        listening = inherited(environ, os.getpid())
-        adopted = next((found for found in listening.values() if found.getsockname() == settings.socket), None)
-        for name, found in listening.items():
-            if found is not adopted:
-                self.note(f"the service manager's socket {name} ({found.getsockname()}) is not kms.socket; closed")
-                found.close()
-        server = Server(
+        adopted = self._adopted(environ)
+        self._server = server = Server(
             Place(settings.socket, settings.socket_mode, settings.socket_group),
             service.services(settings.apis),
             limits=Limits(threads=settings.threads or self._threads(), queue=settings.queue),
@@ -97,17 +94,33 @@ class Daemon:
         )
         self._closers.append(server.close)
 
+    def _adopted(self, environ: Mapping[str, str]) -> socket.socket | None:
+        """The service manager's socket at `kms.socket`; others that it passed are named and closed."""
+        own: socket.socket | None = None
+        for name, found in inherited(environ, os.getpid()):
+            # The unit may say /var/run where the settings say /run.
+            if own is None and os.path.realpath(found.getsockname()) == os.path.realpath(self._settings.socket):
+                own = found
+                continue
+            self.note(f"the service manager's socket {name} ({found.getsockname()}) is not kms.socket; closed")
+            found.close()
+        return own
+
     def _threads(self) -> int:
         return max(_THREADS, 2 * self.provider.limit) if isinstance(self.provider, Guarded) else _THREADS
 
     @property
     def alive(self) -> bool:
         """Whether the watchdog is to be fed."""
-        return self.health.live and self.prober.alive
+        return self.health.live and self.prober.alive and self._server.alive
 
     def reload(self) -> None:
         """Read what may have changed on disk: on SIGHUP, or when the watched directory changed."""
-        self.provider.reload()
+        try:
+            self.provider.reload()
+        except Exception as error:  # an author's provider may fail in any way, and what was read before serves on
+            said = str(error) if isinstance(error, Error) else type(error).__name__
+            self.note(f"the provider cannot read its files again: {said}", level="error")
         self.prober.wake()
 
     def status(self) -> str:
@@ -126,10 +139,11 @@ class Daemon:
         stop, wake = os.pipe2(os.O_CLOEXEC)
         thread = threading.Thread(target=self._follow, args=(directory, stop), name="kms-watch", daemon=True)
 
-        def close(_: float) -> None:
+        def close(seconds: float) -> None:
             os.close(wake)
-            thread.join(5.0)
-            os.close(stop)
+            thread.join(seconds)
+            if not thread.is_alive():  # else it is reading the ring, and ends with the process
+                os.close(stop)
 
         self._closers.append(close)
         thread.start()

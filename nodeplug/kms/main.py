@@ -4,14 +4,15 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Literal, NoReturn, cast
+from typing import NoReturn
 
 import nodeplug
 from nodeplug.core.errors import Error
-from nodeplug.core.log import Log, to_descriptor
+from nodeplug.core.log import Log
 from nodeplug.core.record import Record
 from nodeplug.daemon import hygiene
 from nodeplug.daemon.lifecycle import EXIT_FAILED, EXIT_OK, Event, Lifecycle, exit_code
+from nodeplug.daemon.settings import open_log
 from nodeplug.kernel import libc
 from nodeplug.kms import settings
 from nodeplug.kms.contract import Provider
@@ -73,10 +74,3 @@ def _check(provider: type[Provider], own: Record, environ: Mapping[str, str], lo
     view = try_provider(provider, own, environ=environ, log=log)
     sys.stdout.write(f"{view.healthz}: {view.key_id or 'no key is known'}\n")
     return EXIT_OK if view.healthz == "ok" else EXIT_FAILED
-
-
-def open_log(wanted: settings.LogSettings, environ: Mapping[str, str]) -> Log:
-    """The log on stderr, with levels for the journal where that is what stderr is (sd-daemon(3))."""
-    form = cast("Literal['json', 'text']", wanted.form)
-    level = cast("Literal['debug', 'info', 'warning', 'error']", wanted.level)
-    return Log(to_descriptor(2, journal="JOURNAL_STREAM" in environ), form=form, level=level)

@@ -1,8 +1,9 @@
 """Whether the provider works, and which key it would encrypt with: found out in the background, answered from memory.
 
-One thread asks the provider for its key id and, unless real calls have just shown that it works, encrypts and decrypts
-a few random bytes. Jitter keeps the nodes of a cluster from asking in step; one bad answer among good ones changes
-nothing; an answer that the key was revoked counts at once.
+One thread keeps the time; a second asks the provider for its key id and, unless real calls have just shown that it
+works, encrypts and decrypts a few random bytes. So a provider that never returns (a token's module that hangs) is
+noticed too. Jitter keeps the nodes of a cluster from asking in step; one bad answer among good ones changes nothing; an
+answer that the key was revoked counts at once.
 """
 
 import os
@@ -15,7 +16,10 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from nodeplug.core.errors import Error, Internal
 from nodeplug.daemon.health import Condition, Health
-from nodeplug.kms.contract import SEED_BYTES, Api, Call, Note, Provider, Revoked
+from nodeplug.daemon.threads import Threads
+from nodeplug.kms.contract import SEED_BYTES, Api, Call, Note, Provider, Revoked, Unreachable
+
+_GRACE = 0.5  # seconds; a provider that keeps its deadline answers within them
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Pace:
     unwell: float = 5.0
     patience: float = 5.0
     failures: int = 3
-    stale: float = 150.0  # without any proof for so long, one failure is enough
+    stale: float = 150.0  # without any proof for so long one failure is enough, and a call so long under way never ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,16 @@ class View:
 
     key_id: str
     healthz: str
+
+
+class _Asked:
+    """A question to the provider that is under way or over."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.over = threading.Event()
+        self.key_id = ""
+        self.error: Error | None = None
 
 
 class Prober:
@@ -56,7 +70,8 @@ class Prober:
         self._proof = 0.0
         self._wake = threading.Event()
         self._stop = False
-        self._probing = threading.Lock()
+        self._asking: _Asked | None = None
+        self._asker = Threads(1, "kms-probe")
         self.view = View("", "not probed yet")
         self._healthy = Gauge("nodeplug_kms_healthy", "1 while the provider is well.", registry=registry)
         self._age = Gauge(
@@ -68,11 +83,15 @@ class Prober:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
+    def close(self, seconds: float) -> None:
+        """End, or leave a provider that does not return to the end of the process."""
         self._stop = True
         self._wake.set()
+        if self._asking is not None:
+            self._asking.over.wait(seconds)
+        self._asker.shutdown()
         if self._thread.is_alive():
-            self._thread.join(self._pace.patience + 1.0)
+            self._thread.join(seconds)
 
     def wake(self) -> None:
         """Probe soon: settings or keys have changed."""
@@ -89,23 +108,43 @@ class Prober:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still turns; for the watchdog."""
-        return self._thread.is_alive() or self._stop
+        """For the watchdog: false when the thread does not turn, or the provider has been in one call for so long that
+        only another process can be better."""
+        asking = self._asking
+        hangs = asking is not None and time.monotonic() - asking.began > self._pace.stale
+        return self._stop or (self._thread.is_alive() and not hangs)
 
     def probe(self, *, patience: float | None = None) -> None:
-        """Judge now, within `patience` seconds (else the pace's). Never raises for the provider's fault."""
-        with self._probing:
-            try:
-                key_id = self._ask(patience or self._pace.patience)
-            except Error as error:
-                self._failed(error)
-            except Exception as error:
-                self._failed(Internal(f"the provider failed with {type(error).__name__}"))
-            else:
-                self._succeeded(key_id)
+        """Judge now, within `patience` seconds (else the pace's). Never raises for the provider's fault.
 
-    def _ask(self, patience: float) -> str:
-        began = time.monotonic()
+        For one thread at a time: the prober's own, once that has begun.
+        """
+        patience = patience or self._pace.patience
+        asking = self._asking
+        if asking is None:
+            asking = self._asking = _Asked()
+            self._asker.submit(self._ask, asking, patience)
+        if not asking.over.wait(patience + _GRACE):
+            since = time.monotonic() - asking.began
+            self._failed(Unreachable(f"the provider does not return from a call, now {since:.0f} s long"))
+            return
+        self._asking = None
+        if asking.error is not None:
+            self._failed(asking.error)
+        else:
+            self._succeeded(asking.key_id)
+
+    def _ask(self, asking: _Asked, patience: float) -> None:
+        try:
+            asking.key_id = self._proven(asking.began, patience)
+        except Error as error:
+            asking.error = error
+        except Exception as error:
+            asking.error = Internal(f"the provider failed with {type(error).__name__}")
+        finally:
+            asking.over.set()
+
+    def _proven(self, began: float, patience: float) -> str:
         call = Call(Api.V2, "probe", began + patience)
         key_id = self._provider.key_id(call)
         if began - self._proof > self._pace.well or key_id != self.view.key_id or self._failures:

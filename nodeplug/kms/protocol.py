@@ -30,7 +30,7 @@ _ANNOTATION = re.compile(r"(?=.{1,253}$)([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)+[
 
 @dataclass(frozen=True, slots=True)
 class EncryptRequest:
-    """`uid` names the call in logs; v1beta1 has none."""
+    """`uid` names the call; v1beta1 has none."""
 
     plaintext: bytes
     uid: str = ""
@@ -70,15 +70,35 @@ def read_v2_status(data: bytes) -> None:
 def read_v2_encrypt(data: bytes) -> EncryptRequest:
     message = v2_pb2.EncryptRequest()
     _parse(message, data)
-    return EncryptRequest(_plaintext(message.plaintext), _printable(message.uid))
+    return EncryptRequest(_plaintext(message.plaintext), message.uid)
 
 
 def read_v2_decrypt(data: bytes) -> DecryptRequest:
     message = v2_pb2.DecryptRequest()
     _parse(message, data)
-    encrypted = Encrypted(message.ciphertext, message.key_id, dict(message.annotations))
+    ciphertext, key_id, uid = message.ciphertext, message.key_id, message.uid
+    if _size(len(ciphertext)) + _size(len(key_id)) + _size(len(uid)) == len(data):
+        # Nothing else is in it, and an empty map costs more to make and to copy than all of the rest.
+        encrypted = Encrypted(ciphertext, key_id)
+    else:
+        encrypted = Encrypted(ciphertext, key_id, dict(message.annotations))
     check_shape(encrypted)
-    return DecryptRequest(encrypted, _printable(message.uid))
+    return DecryptRequest(encrypted, uid)
+
+
+def _size(length: int) -> int:
+    """What a field of so many bytes takes on the wire; of a text that is not ASCII this is too little."""
+    return length and length + (2 if length < 0x80 else 3 if length < 0x4000 else 4)
+
+
+def read_v2_uid(data: bytes) -> str:
+    """The uid of an Encrypt or a Decrypt, fit for a log; "" for bytes that are neither."""
+    message = v2_pb2.DecryptRequest()  # in both it is field 2, between fields of one type
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        return ""
+    return _printable(message.uid)
 
 
 def read_v1_version(data: bytes) -> None:

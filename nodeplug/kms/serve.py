@@ -5,7 +5,6 @@ rotation never answers with a key the API server has not been told of. v1beta1 h
 key and use the newest at once.
 """
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -17,14 +16,16 @@ from nodeplug.core.errors import Error, Internal, TimedOut, TryAgain, Unavailabl
 from nodeplug.core.log import Event, Log
 from nodeplug.daemon import grpcserver
 from nodeplug.daemon.metrics import LATENCY_BUCKETS
+from nodeplug.daemon.quiet import Quiet
 from nodeplug.kms import protocol
-from nodeplug.kms.contract import Api, Call, Encrypted, Provider
+from nodeplug.kms.contract import LONGEST_PLAINTEXT, Api, Call, Encrypted, Provider
 from nodeplug.kms.prober import Prober
 
 _LONGEST_WAIT = 10.0  # seconds, for a caller that sets no deadline
-_QUIET = 1.0  # seconds between two lines of the log about the same failure
 
 _BACKEND = (Unavailable, TryAgain, TimedOut)
+_PROMPT = ("Status", "Version")  # never wait for the provider
+_NAMED = ("v2/Encrypt", "v2/Decrypt")
 
 
 class Service:
@@ -47,8 +48,7 @@ class Service:
         self._status_version = status_version
         self._published = ""
         self._status: tuple[object, bytes] = (None, b"")
-        self._said: dict[tuple[str, int], tuple[float, int]] = {}
-        self._saying = threading.Lock()
+        self._quiet = Quiet()
         self._failures = Counter(
             "nodeplug_kms_failures",
             "Failed calls by API, method and code.",
@@ -67,7 +67,7 @@ class Service:
         )
         self._uses: dict[tuple[str, str], Counter] = {}
 
-    def services(self, apis: tuple[str, ...]) -> list[grpc.GenericRpcHandler]:
+    def services(self, apis: tuple[str, ...]) -> list[grpcserver.Service]:
         """The gRPC services for the APIs named."""
         found = []
         if Api.V2.value in apis:
@@ -142,6 +142,8 @@ class Service:
             protocol.check_shape(encrypted)
         except Error as error:
             raise Internal(f"the provider's answer breaks the contract: {error}") from None
+        if encrypted.key_id != key_id:
+            self._prober.wake()  # the provider has moved on; until Status says so, API servers throw such answers away
         self._used(encrypted.key_id, "encrypt")
         return encrypted
 
@@ -151,6 +153,8 @@ class Service:
         except _BACKEND:
             self._prober.suspect()
             raise
+        if not isinstance(plaintext, bytes) or not 1 <= len(plaintext) <= LONGEST_PLAINTEXT:
+            raise Internal("the provider's answer breaks the contract: what it decrypted was never encrypted here")
         self._used(encrypted.key_id, "decrypt")
         return plaintext
 
@@ -163,10 +167,9 @@ class Service:
 
     def _service(
         self, api: Api, name: str, methods: dict[str, Callable[[bytes, grpcserver.Call], bytes]]
-    ) -> grpc.GenericRpcHandler:
-        return grpcserver.unary_service(
-            name, {method: self._observed(api, method, answer) for method, answer in methods.items()}
-        )
+    ) -> grpcserver.Service:
+        observed = {method: self._observed(api, method, answer) for method, answer in methods.items()}
+        return grpcserver.Service(name, observed, prompt=_PROMPT)
 
     def _observed(self, api: Api, method: str, answer: grpcserver.Unary) -> grpcserver.Unary:
         """`answer` counted, timed and logged, its errors translated. The one boundary of the door."""
@@ -180,26 +183,21 @@ class Service:
             except Exception as error:
                 code, text = protocol.status_of(error)
                 self._failures.labels(api.value, method, code.name).inc()
-                self._tell(op, code, error, text, time.perf_counter() - began)
+                self._tell(op, data, code, error, text, time.perf_counter() - began)
                 raise grpcserver.Abort(code, text) from None
             took = time.perf_counter() - began
             seconds.observe(took)
             if self._verbose:
-                self._log.write(Event(contract="kms", op=op, level="debug", duration_ms=took * 1000))
+                self._log.write(Event(contract="kms", op=op, level="debug", id=_uid(op, data), duration_ms=took * 1000))
             return reply
 
         return observed
 
-    def _tell(self, op: str, code: grpc.StatusCode, error: Exception, text: str, took: float) -> None:
+    def _tell(self, op: str, data: bytes, code: grpc.StatusCode, error: Exception, text: str, took: float) -> None:
         """One line for a failure; a second of the same kind within a second is only counted."""
         number = code.value[0]
-        now = time.monotonic()
-        with self._saying:
-            last, held = self._said.get((op, number), (0.0, 0))
-            if now - last < _QUIET:
-                self._said[op, number] = (last, held + 1)
-                return
-            self._said[op, number] = (now, 0)
+        if not self._quiet.passes((op, number)):
+            return
         message = f"{code.name}: {text}"
         if not isinstance(error, Error):
             # What an unforeseen exception says may hold what it was given; its kind and its place cannot.
@@ -208,18 +206,22 @@ class Service:
                 trace = trace.tb_next
             place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "unknown place"
             message = f"{code.name}: {type(error).__name__} at {place}"
-        if held:
-            message += f" ({held} more like it since the last line)"
         event = Event(
             contract="kms",
             op=op,
             level="warning",
+            id=_uid(op, data),
             duration_ms=took * 1000,
             outcome="error",
             code=number,
-            message=message,
+            message=message + self._quiet.held((op, number)),
         )
         self._log.write(event)
+
+
+def _uid(op: str, data: bytes) -> str:
+    """The uid of the call, by which an API server's own log names it."""
+    return protocol.read_v2_uid(data) if op in _NAMED else ""
 
 
 def _as_call(api: Api, uid: str, call: grpcserver.Call) -> Call:

@@ -7,6 +7,7 @@ from nodeplug.core import config, document, paths
 from nodeplug.core.document import Place, Wrong, expects
 from nodeplug.core.errors import ConfigInvalid
 from nodeplug.core.record import Record, key
+from nodeplug.daemon.settings import HealthSettings, LogSettings
 from nodeplug.kms.contract import Provider
 from nodeplug.kms.providers import table
 
@@ -42,25 +43,6 @@ def _group(value: Any, at: Place) -> int:
         return grp.getgrnam(name).gr_gid
     except KeyError:
         raise Wrong(f'this node has no group "{name}"') from None
-
-
-class HealthSettings(Record):
-    """`[kms.health]`: /livez, /readyz and /metrics."""
-
-    listen: str = key(
-        document.text, default="", help="a unix socket's path, or 127.0.0.1:PORT; empty: no pages are served"
-    )
-
-
-class LogSettings(Record):
-    """`[kms.log]`: what goes to stderr."""
-
-    form: str = key(document.choice("json", "text"), default="json", help="one JSON object a line, or text for people")
-    level: str = key(
-        document.choice("debug", "info", "warning", "error"),
-        default="info",
-        help="the least that is written; debug has a line for each call, never with data",
-    )
 
 
 class KmsSettings(Record):
@@ -104,8 +86,17 @@ def load(path: str) -> KmsSettings:
     if "kms" not in found:
         raise ConfigInvalid(f"{path} has no table [kms]", hint="docs/kms.md shows a whole file")
     settings = config.section(KmsSettings, found, "kms", path)
+    problems = []
     if not settings.apis:
-        raise ConfigInvalid(f"{path}: kms.apis is empty, so nothing would be served")
+        problems.append(("kms.apis", "is empty, so nothing would be served"))
+    if settings.allowed_uids == ():
+        problems.append(
+            ("kms.allowed_uids", "is empty, so nobody would be served; leave it out to let the mode decide")
+        )
+    if settings.socket_group is not None and not settings.socket_mode & 0o060:
+        problems.append(("kms.socket_group", f"is of no use with socket_mode = {settings.socket_mode}; set it to 0660"))
+    if problems:
+        raise ConfigInvalid(f"the settings in {path} are not valid", problems=problems)
     return settings
 
 

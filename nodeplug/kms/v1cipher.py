@@ -5,6 +5,7 @@ v1beta1 has no place for a key id, so its cipher carries one. Used by the wire a
 
 from google.protobuf.message import DecodeError
 
+from nodeplug.core.errors import Internal
 from nodeplug.kms.contract import CiphertextInvalid, Encrypted
 from nodeplug.pb.kms import v2_pb2
 
@@ -15,11 +16,14 @@ _MAGIC = b"np1\0"
 
 
 def make(encrypted: Encrypted) -> bytes:
-    """The cipher for a value; `read` is its reverse."""
+    """The cipher for a value; `read` is its reverse. Raises `Internal` when annotations make it too long to store."""
     message = v2_pb2.EncryptResponse(
         ciphertext=encrypted.ciphertext, key_id=encrypted.key_id, annotations=encrypted.annotations
     )
-    return _MAGIC + message.SerializeToString()
+    cipher = _MAGIC + message.SerializeToString()
+    if len(cipher) > LONGEST:
+        raise Internal(f"the provider's answer takes {len(cipher)} bytes, and a v1beta1 cipher at most {LONGEST}")
+    return cipher
 
 
 def read(cipher: bytes) -> Encrypted:

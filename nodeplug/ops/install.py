@@ -1,7 +1,8 @@
 """Putting a door's plugins into a directory that other programs read, and taking them out again.
 
     DIR/bridge, DIR/host-local ...        hard links of the shim or the launcher, which answer to the name they have
-    DIR/.nodeplug/versions/ID/            a byte-compiled copy of the package and the launcher, never changed
+    DIR/.nodeplug/versions/ID/            a compiled copy of the package, `bundle` (all of it in one file) and the
+                                          launcher; never changed
     DIR/.nodeplug/lib -> versions/ID      what launchers import; an upgrade swaps this link
     DIR/.nodeplug/exec -> lib/launcher    what a shim runs when no worker answers
     DIR/.nodeplug/worker.sock             a link to the worker's socket, whether or not it is there
@@ -196,7 +197,7 @@ class Directory:
         if not target.is_dir():
             part = versions / f"{identity}.part"
             try:
-                stage.write(part, door.parts, launcher, python=python, module=door.module, shim=content)
+                stage.write(part, identity, door.parts, launcher, python=python, module=door.module, shim=content)
                 part.rename(target)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)

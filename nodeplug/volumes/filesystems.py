@@ -102,7 +102,7 @@ def grow(kind: FileSystem, path: str, fd: int, *, timeout: float) -> None:
 
 def _run(kind: FileSystem, command: Sequence[str], fd: int, timeout: float) -> Finished:
     program = _find(command[0], kind.package)
-    return child.run([program, *command[1:]], env=_ENV, timeout=timeout, inherit=(fd,))
+    return child.run([program, *command[1:]], env=_ENV, timeout=timeout, fds=(fd,))
 
 
 def _find(name: str, package: str) -> str:

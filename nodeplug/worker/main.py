@@ -10,16 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 import nodeplug
 from nodeplug.cni import main as cni_main
 from nodeplug.core import config, paths
 from nodeplug.core.errors import Error
 from nodeplug.core.log import Event as LogEvent
-from nodeplug.core.log import Log, to_descriptor
 from nodeplug.daemon.hygiene import PR_SET_DUMPABLE
 from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
+from nodeplug.daemon.settings import open_log
 from nodeplug.kernel import libc
 from nodeplug.worker import chores, collect, doors, settings, world
 from nodeplug.worker.daemon import Daemon
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nodeplug.core.chore import Chore
-    from nodeplug.core.log import Level
+    from nodeplug.core.log import Level, Log
     from nodeplug.worker.settings import WorkerSettings
 
 _FILES = 65536
@@ -59,7 +59,7 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         for door in doors.DOORS.values():
             doors.preload(door)
         _prepare_process()
-        log = _open_log(found, environ)
+        log = open_log(found.log, environ)
         if given.collect:
             return _collect(found, log)
         # Before the host is entered, where this program is not to be found.
@@ -135,16 +135,9 @@ def _reload(daemon: Daemon, before: WorkerSettings, directory: str, environ: Map
     """Take up the settings of logs; the others are those of the start."""
     try:
         now = settings.load(directory)
-        daemon.reload(_open_log(now, environ))
+        daemon.reload(open_log(now.log, environ))
     except Error as error:
         daemon.note(f"the settings stay as they were: {error}", level="error")
         return
     if now.replace(log=before.log) != before:
         daemon.note("settings other than those of logs take effect with the next start", level="warning")
-
-
-def _open_log(found: WorkerSettings, environ: Mapping[str, str]) -> Log:
-    """The log on stderr, with levels for the journal where that is what stderr is (sd-daemon(3))."""
-    form = cast("Literal['json', 'text']", found.log.form)
-    level = cast("Literal['debug', 'info', 'warning', 'error']", found.log.level)
-    return Log(to_descriptor(2, journal="JOURNAL_STREAM" in environ), form=form, level=level)

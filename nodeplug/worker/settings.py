@@ -2,25 +2,9 @@
 
 from nodeplug.core import config, document, paths
 from nodeplug.core.record import Record, key
+from nodeplug.daemon.settings import HealthSettings, LogSettings
 
 DIRECTORY = paths.RUN + "/worker"
-
-
-class HealthSettings(Record):
-    """`[worker.health]`: /livez, /readyz and /metrics."""
-
-    listen: str = key(
-        document.text, default="", help="a unix socket's path, or 127.0.0.1:PORT; empty: no pages are served"
-    )
-
-
-class LogSettings(Record):
-    """`[worker.log]`: the daemon's own words on stderr. What calls do is in each door's log (`[cni.log]`)."""
-
-    form: str = key(document.choice("json", "text"), default="json", help="one JSON object a line, or text for people")
-    level: str = key(
-        document.choice("debug", "info", "warning", "error"), default="info", help="the least that is written"
-    )
 
 
 class CollectSettings(Record):

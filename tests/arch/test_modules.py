@@ -14,6 +14,8 @@ import pytest
 from tests.arch.imports import allowed, called_as, loaded, loaded_silently
 from tests.child import run
 from tests.cni.chains import result, wire
+from tests.cni.dhcp import lan as dhcp_lan
+from tests.cni.lans import Lan
 from tests.ledger import Ledger
 from tests.needs import needs
 from tests.space import Space
@@ -53,6 +55,13 @@ def test_static_add_imports_only_what_is_listed(ledger: Ledger) -> None:
     compare("cni-static-add", cni(ledger, "ADD", conf))
 
 
+@needs("program:dnsmasq")
+def test_dhcp_add_imports_only_what_is_listed(ledger: Ledger) -> None:
+    lan = dhcp_lan.Lan(ledger)
+    dhcp_lan.Dnsmasq(lan)
+    compare("cni-dhcp-add", cni(ledger, "ADD", {"type": "dhcp", "ipam": {}}, pod=lan.pod()))
+
+
 def test_bridge_add_imports_only_what_is_listed(ledger: Ledger) -> None:
     """With masquerade and addresses of our own: what most nodes run."""
     ledger.link("cni0")
@@ -70,6 +79,29 @@ def test_a_flexvolume_call_imports_only_what_is_listed(ledger: Ledger) -> None:
     target = str(directory / "target")
     for verb, more in (("init", []), ("mount", [target, '{"size": "64Ki"}']), ("unmount", [target])):
         compare(f"flexvolume-tmpfs-{verb}", loaded_silently(script, verb, *more))
+
+
+def test_ptp_add_imports_only_what_is_listed(ledger: Ledger) -> None:
+    """With masquerade and addresses of our own, as bridge above."""
+    ledger.table("inet", "nodeplug")
+    ipam = {"type": "host-local", "dataDir": str(ledger.directory()), "ranges": [[{"subnet": "10.88.0.0/24"}]]}
+    conf = {"type": "ptp", "ipMasq": True, "ipam": ipam}
+    cni(ledger, "ADD", conf)
+    compare("cni-ptp-add", cni(ledger, "ADD", conf))
+
+
+IN_PODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "macvlan": ("link:macvlan", {"master": "lan0"}),
+    "tap": ("file:/dev/net/tun", {"owner": 1000}),
+}
+
+
+@pytest.mark.parametrize("plugin", [pytest.param(name, marks=needs(need)) for name, (need, _) in IN_PODS.items()])
+def test_add_of_a_link_in_a_pod_imports_only_what_is_listed(ledger: Ledger, plugin: str) -> None:
+    """ipvlan, vlan and dummy share all but a module of their own with these."""
+    Lan(ledger)
+    ipam = {"type": "host-local", "dataDir": str(ledger.directory()), "ranges": [[{"subnet": "10.88.0.0/24"}]]}
+    compare(f"cni-{plugin}-add", cni(ledger, "ADD", {"type": plugin, **IN_PODS[plugin][1], "ipam": ipam}))
 
 
 CHAINED: dict[str, dict[str, Any]] = {

@@ -22,6 +22,7 @@ EXEC_IMPORTS = frozenset(
     (
         *(
             "__future__",
+            "_frozen_importlib",
             "_json",
             "_sha2",
             "_sha256",
@@ -30,7 +31,9 @@ EXEC_IMPORTS = frozenset(
             "binascii",
             "errno",
             "fcntl",
+            "marshal",
             "os",
+            "posix",
             "stat",
             "struct",
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,11 @@ import pytest
 
 from tests.bench.timer import Round, Watch, measure
 from tests.child import run
+from tests.cni.lans import Lan
 from tests.examples import ROOT
 from tests.ledger import Ledger
 from tests.space import Space
+from tests.worker.node import Node
 
 GO = Path("/usr/lib/cni")
 OURS = "nodeplug"
@@ -58,6 +60,12 @@ class Contender:
             mappings = [{**port, "hostPort": base + n} for n, port in enumerate(PORTS)]
             chain.append({**common, "type": "portmap", "runtimeConfig": {"portMappings": mappings}})
         return chain
+
+    def alone(self, type: str, **config: Any) -> list[dict[str, Any]]:
+        """One interface plugin with an address of our own, as a chain."""
+        ranges = [[{"subnet": f"10.{self.octet}.0.0/16"}]]
+        ipam = {"type": "host-local", "dataDir": str(self.leases), "ranges": ranges}
+        return [{"cniVersion": "1.0.0", "name": f"bench-{self.bridge}", "type": type, "ipam": ipam, **config}]
 
     def env(self, command: str, space: Space) -> dict[str, str]:
         return {
@@ -103,12 +111,17 @@ def contenders(ledger: Ledger) -> Iterator[dict[str, Contender]]:
 
 
 def life(contender: Contender, *, masquerade: bool, ports: bool) -> Round:
-    """One pod's ADD and DEL; only the plugins are timed."""
+    """One pod's ADD and DEL on the bridge; only the plugins are timed."""
+    return life_of(contender, lambda: contender.network(masquerade=masquerade, ports=ports))
+
+
+def life_of(contender: Contender, network: Callable[[], list[dict[str, Any]]]) -> Round:
+    """The same of any chain."""
 
     def one_round(watch: Watch) -> None:
         with closing(Ledger()) as book:
             space = book.netns()
-            chain = contender.network(masquerade=masquerade, ports=ports)
+            chain = network()
             result = contender.add(watch, "ADD", space, chain)
             contender.delete(watch, "DEL", space, chain, result)
 
@@ -141,6 +154,35 @@ def bench_process_for_process(
         print(f"target: {label} at most {target} of Go's: {ratio:.2f}, {'met' if ratio <= target else 'MISSED'}")
 
 
+LINKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ptp + host-local": ("ptp", {}),
+    "ptp + host-local, ipMasq": ("ptp", {"ipMasq": True}),
+    "macvlan + host-local": ("macvlan", {"master": "lan0"}),
+}
+
+
+def lives(contenders: dict[str, Contender], title: str) -> dict[str, Round]:
+    plugin, config = LINKS[title]
+
+    def of(contender: Contender) -> Round:
+        return life_of(contender, lambda: contender.alone(plugin, **config))
+
+    return {name: of(contender) for name, contender in contenders.items()}
+
+
+@pytest.mark.parametrize("title", LINKS)
+def bench_other_links_process_for_process(contenders: dict[str, Contender], ledger: Ledger, title: str) -> None:
+    """The interface plugins without a bridge, and once more with the worker behind the C shim."""
+    Lan(ledger)
+    node = Node(ledger, kind="c")
+    node.start()
+    worker = Contender(node.plugins, "bnw0", 62, ledger.directory())
+    report = measure(lives({**contenders, f"{OURS}, worker": worker}, title), rounds=60)
+    node.stop()
+    print()
+    print(report.markdown(title=title, command="make bench", versions=versions()))
+
+
 def bench_growth_with_attachments(contenders: dict[str, Contender], ledger: Ledger) -> None:
     """ADD with ipMasq and portmap at 10 and at 1,000 attachments of the same node, ours and Go's."""
     spaces: list[tuple[Contender, Space, list[dict[str, Any]], dict[str, Any]]] = []
@@ -170,7 +212,13 @@ def bench_growth_with_attachments(contenders: dict[str, Contender], ledger: Ledg
         contender.delete(Watch(), "empty", space, chain, result)
 
 
-def test_the_benchmark_measures_what_it_says(contenders: dict[str, Contender]) -> None:
-    for contender in contenders.values():
+def test_the_benchmark_measures_what_it_says(contenders: dict[str, Contender], ledger: Ledger) -> None:
+    Lan(ledger)
+    rounds = [lives(contenders, title) for title in LINKS]
+    for name, contender in contenders.items():
         life(contender, masquerade=True, ports=True)(Watch())
-        assert [name for name in os.listdir(contender.leases) if name.startswith("10.")] == []
+        for each in rounds:
+            each[name](Watch())
+        assert [
+            lease for lease in os.listdir(contender.leases / f"bench-{contender.bridge}") if lease[:3] == "10."
+        ] == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from nodeplug.daemon.grpcserver import Abort, Call, Limits, Server, service, unary_service
+from nodeplug.daemon.grpcserver import Abort, Call, Limits, Server, Service
 from nodeplug.daemon.listeners import Place
 
 
@@ -30,7 +30,7 @@ def call(path: Path, request: bytes, *, authority: str = "localhost", timeout: f
 
 
 def serve(path: Path, answer: Callable[[bytes, Call], bytes] = echo, **more: object) -> Server:
-    service = unary_service("test.Echo", {"Say": answer})
+    service = Service("test.Echo", {"Say": answer})
     return Server(Place(str(path)), [service], limits=Limits(), note=lambda _: None, **more)  # type: ignore[arg-type]
 
 
@@ -159,7 +159,7 @@ def test_a_stream_learns_that_its_reader_left(tmp_path: Path) -> None:
         yield request
         over.wait(10)
 
-    answers = service("test.Numbers", {}, {"Count": numbers})
+    answers = Service("test.Numbers", {}, {"Count": numbers})
     with Server(Place(str(path)), [answers], limits=Limits(), note=lambda _: None), client(path) as channel:
         stream = channel.unary_stream("/test.Numbers/Count")(b"one", timeout=10, wait_for_ready=True)
         assert next(stream) == b"one"
@@ -175,7 +175,7 @@ def test_an_abort_in_a_stream_reaches_the_reader(tmp_path: Path) -> None:
         yield request
         raise Abort(grpc.StatusCode.ABORTED, "enough")
 
-    answers = service("test.Numbers", {}, {"Count": numbers})
+    answers = Service("test.Numbers", {}, {"Count": numbers})
     with Server(Place(str(path)), [answers], limits=Limits(), note=lambda _: None), client(path) as channel:
         stream = channel.unary_stream("/test.Numbers/Count")(b"one", timeout=10, wait_for_ready=True)
         assert next(stream) == b"one"

@@ -1,6 +1,8 @@
 """Conditions, the pages made of them, and the small server that shows them."""
 
+import os
 import socket
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,6 +13,8 @@ from nodeplug.core.errors import ConfigInvalid
 from nodeplug.daemon import metrics
 from nodeplug.daemon.health import Condition, Health
 from nodeplug.daemon.httpserver import HttpServer, standard_pages
+from tests.child import run
+from tests.examples import ROOT
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -84,3 +88,30 @@ def test_nonsense_is_refused(tmp_path: Path, request_: bytes, status: bytes) -> 
 def test_pages_without_access_control_stay_on_the_node(address: str) -> None:
     with pytest.raises(ConfigInvalid):
         HttpServer(address, {})
+
+
+def test_a_page_that_cannot_be_made_is_a_500_and_the_next_one_is_served() -> None:
+    def broken() -> tuple[int, str, bytes]:
+        raise RuntimeError("what it says may be anything")
+
+    with HttpServer("127.0.0.1:0", {"/broken": broken, "/well": lambda: (200, "text/plain", b"well")}) as server:
+        for _ in range(8):
+            assert get(server.port, "/broken") == (500, "the page cannot be made: RuntimeError\n")
+        assert get(server.port, "/well") == (200, "well")
+
+
+def test_a_shortage_of_descriptors_is_survived(tmp_path: Path) -> None:
+    path = tmp_path / "health.sock"
+    script = (
+        "import os, resource, socket, sys, time;"
+        "from nodeplug.daemon.httpserver import HttpServer;"
+        "server = HttpServer(sys.argv[1], {'/': lambda: (200, 'text/plain', b'well')});"
+        "peer = socket.socket(socket.AF_UNIX); peer.settimeout(5);"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (peer.fileno() + 1, hard));"
+        "peer.connect(sys.argv[1]); time.sleep(0.5);"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard));"
+        "peer.sendall(b'GET / HTTP/1.1\\r\\n\\r\\n'); print(peer.recv(4096).decode()); os._exit(0)"
+    )
+    done = run([sys.executable, "-c", script, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.ok().text.endswith("well")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeplug.core.errors import ConfigInvalid, Refused
+from nodeplug.core.errors import ConfigInvalid, Error, Refused
 from nodeplug.daemon import listeners
 from nodeplug.daemon.listeners import LONGEST_PATH, Place, Published, inherited
 
@@ -141,31 +141,36 @@ def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path) -> None:
         Published(Place("a.sock"))
 
 
-def test_sockets_of_the_service_manager_are_found_by_name(tmp_path: Path) -> None:
+def test_sockets_of_the_service_manager_are_found_with_their_names_which_may_be_the_same(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     code = (
         "import os, sys; from nodeplug.daemon.listeners import inherited;"
         "found = inherited({**os.environ, 'LISTEN_PID': str(os.getpid())}, os.getpid());"
-        "print({name: s.getsockname() for name, s in found.items()}, os.get_inheritable(3))"
+        "print([(name, s.getsockname()) for name, s in found], os.get_inheritable(3))"
     )
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        shell = f'exec {sys.executable} -c "{code}" 3<&{listener.fileno()}'
+        shell = f'exec {sys.executable} -c "{code}" 3<&{listener.fileno()} 4<&{listener.fileno()}'
         done = subprocess.run(
             ["bash", "-c", shell],
             pass_fds=[listener.fileno()],
-            env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "kms"},
+            env={**os.environ, "LISTEN_FDS": "2", "LISTEN_FDNAMES": "kms:kms"},
             capture_output=True,
             text=True,
             check=True,
         )
-    assert done.stdout.strip() == f"{{'kms': {str(path)!r}}} False"
+    assert done.stdout.strip() == f"[('kms', {str(path)!r}), ('kms', {str(path)!r})] False"
+
+
+def test_a_socket_that_cannot_be_given_its_name_is_an_error_of_ours(tmp_path: Path) -> None:
+    with Published(Place(str(tmp_path / "a.sock"))) as name, pytest.raises(Error, match="mode, group and name"):
+        name.publish()  # nothing was bound
 
 
 def test_another_process_s_sockets_are_not_taken() -> None:
-    assert inherited({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, os.getpid()) == {}
-    assert inherited({}, os.getpid()) == {}
+    assert inherited({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, os.getpid()) == []
+    assert inherited({}, os.getpid()) == []
 
 
 def test_a_name_for_one_use_leaves_no_lock_behind(tmp_path: Path) -> None:
@@ -176,8 +181,7 @@ def test_a_name_for_one_use_leaves_no_lock_behind(tmp_path: Path) -> None:
 
 
 def test_many_listeners_at_once_leave_the_mask_of_the_process_as_it_was(directory: Path) -> None:
-    before = os.umask(0o022)
-    os.umask(before)
+    before = os.umask(0)
 
     def open_and_close(number: int) -> None:
         for _ in range(50):
@@ -191,6 +195,20 @@ def test_many_listeners_at_once_leave_the_mask_of_the_process_as_it_was(director
         thread.start()
     for thread in threads:
         thread.join()
-    after = os.umask(before)
-    os.umask(before)
-    assert after == before
+    assert os.umask(before) == 0
+
+
+def test_a_mask_that_keeps_others_out_already_is_left_alone(directory: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with listeners.private_files():
+            # What another thread makes in this moment.
+            other = threading.Thread(target=lambda: (directory / "d").mkdir(0o755))
+            other.start()
+            other.join()
+            with socket.socket(socket.AF_UNIX) as own:
+                own.bind(str(directory / "s"))
+        assert (directory / "d").stat().st_mode & 0o777 == 0o755
+        assert (directory / "s").stat().st_mode & 0o022 == 0  # to connect takes the right to write
+    finally:
+        os.umask(before)

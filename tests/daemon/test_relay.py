@@ -95,6 +95,24 @@ def test_a_uid_that_is_not_allowed_gets_nothing(tmp_path: Path, inner: str) -> N
     assert notes == [f"refused a connection from uid {os.geteuid()}, which allowed_uids does not list"]
 
 
+def test_a_peer_that_is_refused_again_and_again_does_not_fill_the_log(tmp_path: Path, inner: str) -> None:
+    path, listener = outer(tmp_path)
+    notes: list[str] = []
+    with Relay(listener, inner, allowed_uids=[os.geteuid() + 1], note=notes.append):
+        for _ in range(500):
+            with connect(path) as client:
+                assert client.recv(1) == b""
+    assert 1 <= len(notes) < 100
+
+
+def test_a_relay_whose_thread_has_ended_says_so(tmp_path: Path, inner: str) -> None:
+    _, listener = outer(tmp_path)
+    relay = Relay(listener, inner, allowed_uids=None, note=pytest.fail)
+    with relay:
+        assert relay.alive
+    assert not relay.alive
+
+
 def test_an_allowed_uid_is_served(tmp_path: Path, inner: str) -> None:
     path, listener = outer(tmp_path)
     with Relay(listener, inner, allowed_uids=[os.geteuid()], note=pytest.fail), connect(path) as client:

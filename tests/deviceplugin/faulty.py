@@ -10,7 +10,7 @@ from typing import Self
 
 import grpc
 
-from nodeplug.daemon.grpcserver import Abort, Call, Limits, Server, service
+from nodeplug.daemon.grpcserver import Abort, Call, Limits, Server, Service
 from nodeplug.daemon.listeners import Place
 from nodeplug.pb.deviceplugin import v1beta1_pb2 as dp
 
@@ -29,7 +29,7 @@ class FaultyPlugin:
             name: (lambda request, call, name=name: self._answer(name, request))  # type: ignore[misc]
             for name in ("GetDevicePluginOptions", "Allocate", "GetPreferredAllocation", "PreStartContainer")
         }
-        services = [service("v1beta1.DevicePlugin", unary, {"ListAndWatch": self._list})]
+        services = [Service("v1beta1.DevicePlugin", unary, {"ListAndWatch": self._list})]
         self._server = Server(Place(str(path), lock=False), services, limits=Limits(), note=lambda _: None)
 
     def __enter__(self) -> Self:

@@ -259,12 +259,14 @@ def test_o_a_plugin_pod_that_is_replaced_restores_the_counts(node: Node) -> None
 
 @pytest.mark.parametrize("old", [False, True])
 def test_p_the_end_of_the_old_plugin_leaves_the_new_one_its_devices(node: Node, old: bool) -> None:
+    """Of two plugins that see one another the second waits; these two are in containers without a common /run."""
     node.mknod("a")
     node.configure()
     with node.kubelet(old=old) as kubelet:
         first = node.start()
         try:
             kubelet.wait(RESOURCE, capacity=1, allocatable=1)
+            node.configure(directories={"links": str(node.top / "elsewhere" / "links")})
             with node.plugin():
                 until(lambda: kubelet.calls["Register"] == 2, "the second plugin")
                 kubelet.wait(RESOURCE, capacity=1, allocatable=1)

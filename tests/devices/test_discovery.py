@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,11 @@ from nodeplug.core.document import decode
 from nodeplug.devices.contract import Change, Device
 from nodeplug.devices.discovery import Discovery, Observer, PoolSpec
 from nodeplug.devices.host import Host
+from nodeplug.devices.links import Links
+from nodeplug.devices.pool import Pool, Surroundings
 from nodeplug.devices.rules import Rule
+from nodeplug.devices.snapshot import Publisher
+from nodeplug.devices.topology import Topology
 from tests.child import until
 from tests.devices.fake import FakeNode
 from tests.ledger import Ledger
@@ -162,3 +167,54 @@ def test_one_unit_is_looked_at_for_one_event(fake: FakeNode) -> None:
         discovery._triggers.wake()
         until(lambda: discovery.publisher("p").current.devices, "the device")
         assert notes.triggers[-1] == "event"
+
+
+def test_links_that_somebody_removed_are_there_again_after_a_full_look(fake: FakeNode) -> None:
+    hub = fake.root_hub(fake.pci("0000:00:14.0", "8086", "a36d", "0c0330"), 1)
+    fake.usb(hub, "1-1", "0403", "6001", serial="S", number=4)
+    link = fake.top / "links/usb-0403-6001-S/usb"
+    with following(fake.host, PoolSpec("p", rules({"usb": {"vendor": "0403"}})), rescan=1.0):
+        assert link.is_symlink()
+        shutil.rmtree(fake.top / "links")
+        until(link.is_symlink, "the link is back")
+
+
+def test_a_directory_that_took_the_place_of_another_is_watched(ledger: Ledger) -> None:
+    top = ledger.directory()
+    (top / "d").mkdir()
+    os.mknod(top / "d/n0", 0o20600, os.makedev(250, 1))
+    with following(Host(links=str(top / "links")), PoolSpec("p", rules({"path": f"{top}/d/*"}), hold=0)) as (
+        discovery,
+        _,
+    ):
+        publisher = discovery.publisher("p")
+        assert len(publisher.current.devices) == 1
+        (top / "new").mkdir()
+        (top / "d").rename(top / "away")
+        (top / "new").rename(top / "d")
+        until(lambda: not publisher.current.devices, "the old one is gone")
+        os.mknod(top / "d/n1", 0o20600, os.makedev(250, 2))
+        until(lambda: [device.properties["name"] for device in publisher.current.devices] == ["n1"], "the new one")
+
+
+def test_no_news_of_a_source_is_lost_however_it_meets_the_look(ledger: Ledger) -> None:
+    host = Host(links=str(ledger.directory() / "links"))
+    around = Surroundings(host, Topology(host), Links(host.links), lambda _: (), lambda: None, lambda _: None)
+    pool = Pool(PoolSpec("p", ()), Publisher(), around)
+    said, heard, rounds = 0, 0, 20_000
+    over = threading.Event()
+
+    def source() -> None:
+        nonlocal said
+        for _ in range(rounds):
+            said += 1
+            pool.stale.add(0)
+        over.set()
+
+    thread = threading.Thread(target=source)
+    thread.start()
+    while not over.is_set() or pool.stale:
+        if pool.take_stale(0):
+            heard = said
+    thread.join()
+    assert heard == rounds

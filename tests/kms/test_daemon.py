@@ -24,14 +24,14 @@ from tests.needs import needs
 SEED = bytes(range(32))
 
 
-def activated(ledger: Ledger, node: Node, listener: socket.socket) -> Process:
-    """The daemon as systemd starts it: the listener is descriptor 3, LISTEN_PID its own."""
+def activated(ledger: Ledger, node: Node, *listeners: socket.socket) -> Process:
+    """The daemon as systemd starts it: the listeners are descriptors 3 and on, LISTEN_PID its own."""
     command = " ".join(daemon_argv(node.config))
-    shell = f"exec 3<&{listener.fileno()} {listener.fileno()}<&-; LISTEN_PID=$$ exec {command}"
+    moved = " ".join(f"{3 + number}<&{held.fileno()}" for number, held in enumerate(listeners))
     return ledger.start(
-        ["bash", "-c", shell],
-        env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "kms"},
-        pass_fds=[listener.fileno()],
+        ["bash", "-c", f"exec {moved}; LISTEN_PID=$$ exec {command}"],
+        env={**os.environ, "LISTEN_FDS": str(len(listeners)), "LISTEN_FDNAMES": ":".join(["kms"] * len(listeners))},
+        pass_fds=[held.fileno() for held in listeners],
     )
 
 
@@ -154,6 +154,24 @@ def test_a_socket_of_systemd_at_another_path_is_named_and_not_used(ledger: Ledge
     assert "is not kms.socket" in process.output()
 
 
+def test_of_several_sockets_with_one_name_the_right_one_is_used_by_whatever_path_it_is_known(
+    ledger: Ledger, node: Node
+) -> None:
+    link = node.directory / "alias"
+    link.symlink_to(node.socket.parent)
+    listener = held(ledger, node)
+    node.config.write_text(node.config.read_text().replace(str(node.socket), str(link / "kms.sock")))
+    with listener.dup() as again:
+        process = activated(ledger, node, listener, ledger.listener(), again)
+    client = V2(str(node.socket), timeout=10)
+    ledger.adopt("client", client.close)
+    assert client.status().healthz == "ok"
+    assert process.output().count("is not kms.socket") == 2
+    process.signal(15)
+    assert process.wait() == 0
+    assert node.answers()  # the backlog of systemd's socket takes who comes now
+
+
 @pytest.mark.parametrize(
     "text, code, said",
     [
@@ -163,6 +181,8 @@ def test_a_socket_of_systemd_at_another_path_is_named_and_not_used(ledger: Ledge
         ('[kms]\nsockett = "/x"\n[kms.provider]\ntype = "local"\n', 78, "did you mean socket?"),
         ('[kms]\nsocket_mode = "0666"\n[kms.provider]\ntype = "local"\n', 78, "others must have no access"),
         ('[kms]\napis = []\n[kms.provider]\ntype = "local"\n', 78, "nothing would be served"),
+        ('[kms]\nallowed_uids = []\n[kms.provider]\ntype = "local"\n', 78, "nobody would be served"),
+        ('[kms]\nsocket_group = 1\n[kms.provider]\ntype = "local"\n', 78, "set it to 0660"),
         ('[kms.provider]\ntype = "lokal"\n', 78, 'no provider type "lokal"'),
         ('[kms.provider]\ntype = "no.such:Class"\n', 78, "cannot be imported"),
         ('[kms.provider]\ntype = "pathlib:Path"\n', 78, "not a subclass"),
@@ -228,6 +248,17 @@ def test_the_daemon_tells_systemd_of_its_life(ledger: Ledger, node: Node) -> Non
     process.signal(15)
     until(lambda: peer.recv(4096) == b"STOPPING=1", "it stops")
     assert process.wait() == 0
+
+
+def test_a_failed_call_is_logged_with_the_uid_by_which_the_api_server_logs_it(ledger: Ledger, node: Node) -> None:
+    process = node.start()
+    client = V2(str(node.socket))
+    ledger.adopt("client", client.close)
+    good = client.encrypt("u", SEED)
+    good.key_id = "np1-000000000000-1-00000000"
+    with pytest.raises(CallFailed):
+        client.decrypt("7f3c-the-uid", good)
+    until(lambda: '"id":"7f3c-the-uid"' in process.output().replace(" ", ""), "it is logged")
 
 
 def test_v1beta1_is_not_served_unless_asked_for(ledger: Ledger) -> None:

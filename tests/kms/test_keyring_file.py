@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refused, Unavailable
+from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refused, Unavailable, from_os
 from nodeplug.kms.contract import Api, CiphertextInvalid
 from nodeplug.kms.keyring import cipher, commands, document, transfer
 from nodeplug.kms.keyring.evidence import Evidence
-from nodeplug.kms.keyring.ring import DESTROY_AFTER, SETTLED, State
+from nodeplug.kms.keyring.ring import DESTROY_AFTER, MOST_ENTRIES, SETTLED, Export, Ring, State
 from nodeplug.kms.keyring.seals import PassphraseFile, Plain, SystemdCredential
-from nodeplug.kms.keyring.store import RolledBack, Store, new_ring
+from nodeplug.kms.keyring.store import Opened, RolledBack, Store, new_entry, new_ring
 from tests.needs import needs
 
 NOW = 1_800_000_000
@@ -53,6 +55,23 @@ def test_a_new_ring_has_one_active_key_and_is_its_owner_s_alone(store: Store) ->
 def test_a_second_init_is_refused(store: Store) -> None:
     with pytest.raises(Refused, match="there is a key ring"):
         commands.init(store, nodes=1, now=NOW)
+
+
+def test_a_ring_of_as_many_keys_as_it_may_have_is_read_back_and_so_is_its_export(store: Store, directory: Path) -> None:
+    opened = store.load()
+    ring, key = opened.ring, opened.ring_key
+    for generation in range(2, MOST_ENTRIES + 1):
+        ring = ring.add(new_entry(ring.ring_id, key, generation, NOW), State.RETIRED, NOW)
+    every = tuple(range(1, MOST_ENTRIES + 1))
+    ring = replace(ring, exports=(Export(NOW, every),) * 50)
+    store.save(Opened(ring, key))
+    assert os.path.getsize(store.path) < document.LARGEST / 2
+    assert len(store.load().ring.entries) == MOST_ENTRIES
+    secret = str(passphrase(directory))
+    commands.export(store, str(directory / "export"), passphrase_file=secret, now=NOW)
+    assert len(transfer.read_export(str(directory / "export"), passphrase_file=secret).ring.entries) == MOST_ENTRIES
+    with pytest.raises(Refused, match="the ring holds 1000 keys"):
+        commands.add_key(store, now=NOW)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o622])
@@ -235,6 +254,30 @@ def test_a_full_disk_changes_nothing_and_says_so(directory: Path) -> None:
     (small / "ballast").unlink()
     commands.add_key(store, now=NOW)
     assert len(store.load().ring.entries) == 2
+
+
+class FullForNotes(Store):
+    """A disk that takes the ring and then nothing more."""
+
+    full = True
+
+    def _note(self, ring_key: bytes, ring: Ring) -> None:
+        if self.full:
+            raise from_os(OSError(errno.ENOSPC, "No space left on device"), f"cannot write {self.seen_path}")
+        super()._note(ring_key, ring)
+
+
+def test_a_disk_that_fills_between_ring_and_note_says_that_the_ring_is_changed(store: Store) -> None:
+    commands.add_key(store, now=NOW)
+    full = FullForNotes(store.path, Plain())
+    with pytest.raises(Unavailable, match=r"the ring is changed, but .*No space left"):
+        commands.activate(full, "", confirm="", now=NOW)
+    active = full.load().ring.active
+    assert active is not None
+    assert active.generation == 2
+    full.full = False
+    commands.activate(full, "2", confirm="", now=NOW)
+    commands.add_key(full, now=NOW)
 
 
 def test_another_command_at_work_is_waited_for_and_then_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

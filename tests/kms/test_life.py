@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import threading
 import time
@@ -271,6 +272,27 @@ def test_sighup_reads_the_ring_again(ledger: Ledger, node: Node) -> None:
     assert process.running()
 
 
+def test_a_ring_that_did_not_change_is_not_opened_again_and_loosened_rights_are_seen_all_the_same(
+    ledger: Ledger, node: Node
+) -> None:
+    passphrase = node.directory / "passphrase"
+    passphrase.write_text("correct horse battery staple\n")
+    passphrase.chmod(0o600)
+    node.keyring.unlink()
+    node.keyring.with_name("keyring.json.seen").unlink()
+    sealed = f'seal = "passphrase-file"\npassphrase_file = "{passphrase}"'
+    node.config.write_text(node.config.read_text().replace('seal = "plain"', sealed))
+    node.kms("init").ok()
+    process = node.start()
+    passphrase.rename(passphrase.with_name("away"))  # the medium it is on was taken out
+    for _ in range(3):
+        process.signal(signal.SIGHUP)
+        time.sleep(0.2)
+    assert "200" in node.page("/readyz").splitlines()[0]
+    node.keyring.chmod(0o644)
+    until(lambda: "chmod 600" in node.page("/readyz"), "readyz tells")
+
+
 def test_an_api_server_that_cached_for_a_month_restarts_after_a_retire_and_reads_everything(
     ledger: Ledger, node: Node
 ) -> None:
@@ -399,6 +421,19 @@ def test_recent_use_on_this_node_keeps_a_key(ledger: Ledger, node: Node) -> None
         commands.retire(node.store(), old, read(io.BytesIO(etcd.dump()), taken=now), everywhere="", now=now)
     later = now + 3600
     commands.retire(node.store(), old, read(io.BytesIO(etcd.dump()), taken=now), everywhere="", now=later)
+
+
+def test_a_clock_that_was_moved_back_is_named_and_keeps_the_key(ledger: Ledger, node: Node) -> None:
+    key_id = node.active()
+    node.kms("add-key").ok()
+    node.kms("activate").ok()
+    usage = node.keyring.with_name("keyring.json.usage")
+    usage.write_text(json.dumps({key_id: int(time.time()) + 5000}))
+    usage.chmod(0o600)
+    keys = {"kind": "nodeplug-kms-keys", "taken": int(time.time()) + 10_000, "objects": {node.active(): 1}}
+    done = node.kms("retire", "--key", key_id, stdin=json.dumps(keys).encode())
+    assert done.code == 1
+    assert b"its clock was moved" in done.stderr
 
 
 def test_verify_counts_what_each_key_protects_and_finds_what_cannot_be_read(ledger: Ledger, node: Node) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pkcs11
 import pytest
 
 from nodeplug.harness.apiserver.clock import Clock
@@ -179,8 +180,28 @@ def test_a_wrong_pin_is_tried_once_until_the_file_changes(ledger: Ledger, hsm: H
 
 def test_a_pin_file_open_to_others_is_refused(open_: Callable[..., Provider], hsm: Hsm) -> None:
     hsm.pin_file.chmod(0o644)
-    with pytest.raises(Exception, match="chmod 600"):
+    with pytest.raises(Revoked, match="chmod 600"):
         open_().key_id(call())
+
+
+def test_a_pin_file_that_is_not_there_is_a_lack_of_access_and_not_something_not_found(
+    open_: Callable[..., Provider], hsm: Hsm
+) -> None:
+    hsm.pin_file.unlink()
+    with pytest.raises(Revoked, match="is not there"):
+        open_().key_id(call())
+
+
+def test_a_provider_closed_while_a_call_is_in_the_module_leaves_the_module_alone(ledger: Ledger, hsm: Hsm) -> None:
+    opened = Opened(ledger, Pkcs11, **hsm.settings())
+    key_id = opened.provider.key_id(call())
+    assert isinstance(opened.inner, Pkcs11)
+    with opened.inner._token.borrow(call()) as session:
+        opened.inner.close()
+        label = session.keys[session.active][pkcs11.Attribute.LABEL]
+    assert label == "k8s-1"
+    opened.inner.close()
+    assert opened.provider.encrypt(SEED, key_id, call()).key_id == key_id  # and nothing keeps it from opening again
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from nodeplug.harness.apiserver.etcd import Etcd
 from nodeplug.harness.apiserver.server import ApiServer
 from nodeplug.kms.contract import (
     Api,
+    Call,
     CiphertextInvalid,
     Encrypted,
     KeyRetired,
@@ -97,8 +98,9 @@ def test_a_version_that_no_longer_encrypts_gives_way_to_the_newest(opened: Opene
     old = opened.provider.key_id(call())
     server.keys["k8s"].rotate()
     server.keys["k8s"].min_encryption = 2
-    new = opened.provider.key_id(call())
-    assert opened.provider.encrypt(SEED, old, call()).key_id == new
+    reply = opened.provider.encrypt(SEED, old, call())  # before anybody has looked at the key again
+    assert reply.key_id == opened.provider.key_id(call()) != old
+    assert opened.provider.decrypt(reply, call()) == SEED
 
 
 def test_a_key_made_again_under_the_same_name_is_another_key(
@@ -193,6 +195,20 @@ def test_a_server_that_never_answers_costs_no_more_than_the_deadline(ledger: Led
         opened.provider.key_id(call(1.0))
 
 
+def test_an_answer_that_comes_a_byte_at_a_time_is_not_waited_for(
+    ledger: Ledger, server: VaultServer, directory: Path
+) -> None:
+    opened = Opened(ledger, Vault, **approle(server, directory), timeout="300ms")
+    key_id = opened.provider.key_id(call())
+    server.drip = 0.1
+    began = time.monotonic()
+    with pytest.raises((Unreachable, TimedOut)):
+        opened.provider.encrypt(SEED, key_id, call(2.0))
+    server.drip = 0.0
+    assert time.monotonic() - began < 10  # all of it would take a minute
+    assert opened.provider.encrypt(SEED, key_id, call()).key_id == key_id
+
+
 def test_after_many_failures_calls_fail_at_once_and_then_recover(opened: Opened, server: VaultServer) -> None:
     key_id = opened.provider.key_id(call())
     server.sealed = True
@@ -246,6 +262,20 @@ def test_a_connection_closed_while_idle_is_no_failure(opened: Opened, server: Va
     assert opened.provider.encrypt(SEED, key_id, call()).key_id == key_id
 
 
+def test_callers_that_give_up_while_they_wait_say_nothing_about_the_backend(opened: Opened) -> None:
+    key_id = opened.provider.key_id(call())
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        waiting = iter([False])  # asked once before the wait for a turn, and again after it
+        gone = Call(Api.V2, "uid", time.monotonic() + 3.0, lambda waiting=waiting: next(waiting, True))
+        with pytest.raises(TimedOut):
+            opened.provider.encrypt(SEED, key_id, gone)
+        time.sleep(0.05)
+    assert opened.value("nodeplug_kms_breaker_open") == 0
+    assert opened.value("nodeplug_kms_backend_errors_total", operation="encrypt", kind="slow") == 0
+    assert opened.provider.encrypt(SEED, key_id, call()).key_id == key_id
+
+
 # Logins.
 
 
@@ -255,6 +285,29 @@ def test_a_refused_token_costs_one_login_and_no_failed_call(opened: Opened, serv
         server.refuse_tokens()
         assert opened.provider.encrypt(SEED, key_id, call()).key_id == key_id
     assert opened.value("nodeplug_kms_vault_logins_total", outcome="ok") == 4
+
+
+def test_a_policy_that_says_no_costs_no_login_for_each_call(opened: Opened, server: VaultServer) -> None:
+    key_id = opened.provider.key_id(call())
+    server.denied = "encrypt"
+    for _ in range(20):
+        with pytest.raises(Revoked, match="permission denied"):
+            opened.provider.encrypt(SEED, key_id, call())
+    assert opened.value("nodeplug_kms_vault_logins_total", outcome="ok") <= 2
+    server.denied = ""
+    assert opened.provider.encrypt(SEED, key_id, call()).key_id == key_id
+
+
+@pytest.mark.parametrize("file", ["role", "secret"])
+def test_a_credential_that_cannot_be_read_is_a_lack_of_access_and_not_something_not_found(
+    ledger: Ledger, server: VaultServer, directory: Path, file: str
+) -> None:
+    opened = Opened(ledger, Vault, **approle(server, directory))
+    (directory / file).unlink()
+    with pytest.raises(Revoked, match="is not there"):
+        opened.provider.key_id(call())
+    private(directory / file, f"the {file}")
+    assert opened.provider.key_id(call())
 
 
 def test_the_token_is_renewed_while_that_lengthens_it_and_replaced_before_its_end(

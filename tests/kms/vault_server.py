@@ -66,6 +66,8 @@ class VaultServer:
         self.throttle = 0
         self.broken = 0
         self.delay = 0.0
+        self.drip = 0.0  # seconds between two bytes of an answer's body
+        self.denied = ""  # what the policy does not allow: "encrypt", "decrypt"
         self.ttl = 3600.0
         self.max_ttl = 36000.0
         self.credentials: dict[str, Any] = {"role_id": "the role", "secret_id": "the secret", "jwt": "the.j.wt"}
@@ -91,7 +93,13 @@ class VaultServer:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                if not outer.drip:
+                    self.wfile.write(data)
+                    return
+                for byte in data:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(outer.drip)
 
             do_GET = do_POST = _any
 
@@ -184,6 +192,8 @@ class VaultServer:
             "decrypt": _decrypt,
         }
         _mount, verb, name = path.split("/")
+        if verb == self.denied:
+            raise Refusal(403, "1 error occurred:\n\t* permission denied\n\n")
         found = self.keys.get(name)
         if found is None:
             if verb == "keys":

@@ -23,12 +23,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.sandbox import CHECKOUT
-from tests.skips import IN_VM, strict
+from tests.needs import OUTSIDE
+from tests.sandbox import CHECKOUT, IN_VM
+from tests.skips import strict
 from tests.vm import initrd
 from tests.vm.kernel import kernel
 
-PACKAGES = ("qemu-system-x86", "qemu-system-common", "kmod", "busybox-static")
+PACKAGES = ("qemu-system-x86", "qemu-system-common", "kmod", "busybox-static", "secilc")
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 TIMEOUT = 285.0  # seconds; all of it must stay under five minutes
 MEMORY = "1536M"
@@ -79,7 +80,9 @@ def pytest_script(arguments: list[str]) -> str:
     """What the guest runs: the sandbox with these tests, as its own last skip."""
     command = [sys.executable, "-m", "tests.sandbox", "-m", "vm", "-p", "no:cacheprovider", *arguments]
     environment = f"HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin {IN_VM}=1"
-    return f"cd {shlex.quote(str(CHECKOUT))} && exec env -i {environment} LANG=C.UTF-8 {shlex.join(command)}"
+    environment += f" {OUTSIDE}=/proc/self/fd/9"
+    enter = f"exec 9</proc/self/ns/net; cd {shlex.quote(str(CHECKOUT))}"
+    return f"{enter} && exec env -i {environment} LANG=C.UTF-8 {shlex.join(command)}"
 
 
 def boot(script: str, scratch: Path) -> int:
@@ -150,8 +153,12 @@ def qemu(scratch: Path, image: Path, status: Path) -> list[str]:
         *("-serial", "stdio", "-serial", f"file:{status}"),
         *("-chardev", f"socket,id=root,path={scratch / 'root.sock'}"),
         *("-device", f"vhost-user-fs-pci,chardev=root,tag={initrd.TAG}"),
+        # Cards that lead nowhere, for plugins that lend them; without the firmware that boots from a network.
+        *("-netdev", "hubport,id=wire0,hubid=0", "-device", "virtio-net-pci,netdev=wire0,romfile="),
+        *("-netdev", "hubport,id=wire1,hubid=0", "-device", "virtio-net-pci,netdev=wire1,romfile="),
         *("-kernel", str(image), "-initrd", str(scratch / "initrd")),
-        *("-append", "console=ttyS0 quiet panic=-1"),
+        # SELinux labels nothing and refuses nothing until a test loads a policy.
+        *("-append", "console=ttyS0 quiet panic=-1 security=selinux"),
     ]
 
 

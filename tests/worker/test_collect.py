@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nodeplug.core import paths
-from nodeplug.daemon.grpcserver import Limits, Server, unary_service
+from nodeplug.daemon.grpcserver import Limits, Server, Service
 from nodeplug.daemon.listeners import Place
 from nodeplug.pb.cri import v1_pb2 as pb
 from nodeplug.worker import living
@@ -36,7 +36,7 @@ class Runtime:
         self.asked = 0
         server = Server(
             Place(str(self.socket)),
-            [unary_service("runtime.v1.RuntimeService", {"ListPodSandbox": self._list})],
+            [Service("runtime.v1.RuntimeService", {"ListPodSandbox": self._list})],
             limits=Limits(),
             note=lambda _message, **_more: None,
         )

@@ -51,6 +51,7 @@ def test_calls_are_counted_by_their_outcome_and_refusals_by_their_reason(ledger:
     pages = node.directory / "health.sock"
     node.configure(f'[worker.health]\nlisten = "{pages}"')
     node.start()
+    until(pages.exists, "its pages are served")  # which come after its sockets
     pod = ledger.netns()
     node.call("ADD", LOOPBACK, pod).ok()
     assert node.call("ADD", {**LOOPBACK, "cniVersion": "9.9.9"}, pod).code == 1

@@ -7,7 +7,6 @@ The verbs; what they are told is in `settings`, the rules of ranges in `ranges`,
 from __future__ import annotations
 
 from nodeplug.cni.contract import Dns, IpConfig, Plugin, Result
-from nodeplug.cni.ipam.room import expect_room
 from nodeplug.cni.ipam.settings import HostLocalConf, data_dir, settings
 from nodeplug.cni.ipam.store import Leases, directory_of, holder_of
 from nodeplug.core.errors import ConfigInvalid, Error, NotFound, Refused, TryAgain, Unavailable
@@ -105,6 +104,8 @@ class HostLocal(Plugin):
 
     def status(self, request: StatusRequest) -> None:
         """The files an ADD needs can be written and read; with statusOnExhaustion, there is an address left too."""
+        from nodeplug.cni.ipam.room import expect_room
+
         told = settings(request)
         expect_room(directory_of(told.data_dir, request.network), hint="mend it, or name another ipam.dataDir")
         _dns(told)

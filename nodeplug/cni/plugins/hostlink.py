@@ -30,12 +30,12 @@ HINTS = {
 
 _UNFINISHED = "unfinished "
 _TOGETHER = 64
-_LONGEST_ALIAS = 255  # the kernel's IFALIASZ less one
+_LONGEST_LABEL = 255 - len(_UNFINISHED)  # the kernel's IFALIASZ less one
 
 
 def label(attachment: Attachment, *, finished: bool) -> str:
     """The alias. Until ADD is done it says so, by which the leftover of a killed one is told from what is in use."""
-    return ("" if finished else _UNFINISHED) + str(attachment)[: _LONGEST_ALIAS - len(_UNFINISHED)]
+    return ("" if finished else _UNFINISHED) + str(attachment)[:_LONGEST_LABEL]
 
 
 def labelled(which: str, attachment: Attachment, *, finished: bool) -> Message:
@@ -43,16 +43,22 @@ def labelled(which: str, attachment: Attachment, *, finished: bool) -> Message:
     return links.set(which, alias=label(attachment, finished=finished))
 
 
+def parse_label(alias: str) -> Attachment | None:
+    """Whom a label names; None for what is no label of ours, or had to be cut."""
+    said = alias.removeprefix(_UNFINISHED)
+    parts = said.split("/")
+    if len(parts) != 3 or len(said) >= _LONGEST_LABEL:
+        return None
+    return Attachment(network=parts[0], container=parts[1], ifname=parts[2])
+
+
 def owner(link: Link) -> Attachment | None:
     """Whose end it is; None for a link that is no plugin's of ours, or whose label had to be cut.
 
     Believed only where the name is the identity of what the label says.
     """
-    parts = link.alias.removeprefix(_UNFINISHED).split("/")
-    if link.kind != KIND or len(parts) != 3:
-        return None
-    found = Attachment(network=parts[0], container=parts[1], ifname=parts[2])
-    return found if found.identity == link.name else None
+    found = parse_label(link.alias) if link.kind == KIND else None
+    return found if found is not None and found.identity == link.name else None
 
 
 def is_leftover(link: Link | None, attachment: Attachment) -> bool:
@@ -82,7 +88,8 @@ def remove(route: Netlink, which: int | str) -> bool:
     """Delete a link, and with it the other end of a veth; False when it was not there."""
     with doing(f"cannot delete link {which}", hints=HINTS):
         if route.netns is not None:
-            (outcome,) = deletes.delete([(route, which)])
+            with company.present().waiting():
+                (outcome,) = deletes.delete([(route, which)])
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome

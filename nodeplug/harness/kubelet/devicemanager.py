@@ -25,7 +25,7 @@ import grpc
 
 from nodeplug.core import files
 from nodeplug.core.errors import Error, NotFound, Refused, TimedOut
-from nodeplug.daemon.grpcserver import Abort, Call, Limits, Server, unary_service
+from nodeplug.daemon.grpcserver import Abort, Call, Limits, Server, Service
 from nodeplug.daemon.listeners import Place
 from nodeplug.harness.kubelet.memory import (
     CHECKPOINT,
@@ -106,17 +106,17 @@ class DeviceManager:
             self._watcher = PluginWatcher(str(self.registry), self._register_watched, self._deregister_watched)
             self._watcher.start()
         self.serve()
-        lister = unary_service(
+        lister = Service(
             "v1.PodResourcesLister", {"List": self._list_pods, "GetAllocatableResources": self._list_allocatable}
         )
         self._servers.append(self._server(str(self.podresources), lister))
 
     def serve(self) -> None:
         """Make kubelet.sock and answer there."""
-        register = unary_service("v1beta1.Registration", {"Register": self._register})
+        register = Service("v1beta1.Registration", {"Register": self._register})
         self._servers.append(self._server(str(self.plugins / "kubelet.sock"), register))
 
-    def _server(self, path: str, service: grpc.GenericRpcHandler) -> Server:
+    def _server(self, path: str, service: Service) -> Server:
         files.remove(path)
         return Server(Place(path, lock=False), [service], limits=_SOCKET_LIMITS, note=lambda _: None)
 

@@ -48,6 +48,7 @@ _IFLA_TXQLEN = 13
 _IFLA_OPERSTATE = 16
 _IFLA_LINKINFO = 18
 _IFLA_IFALIAS = 20
+_IFLA_AF_SPEC = 26
 _IFLA_GROUP = 27
 _IFLA_NET_NS_FD = 28
 _IFLA_EXT_MASK = 29
@@ -60,6 +61,9 @@ _INFO_KIND = 1
 _INFO_DATA = 2
 _INFO_SLAVE_KIND = 4
 _INFO_SLAVE_DATA = 5
+_AF_INET = 2
+_IFLA_INET_CONF = 1
+_ARP_NOTIFY = 22
 _SKIP_STATISTICS = attr_u32(_IFLA_EXT_MASK, 8)
 _NAME_BYTES = 15
 
@@ -228,10 +232,13 @@ def set(
     alias: str | None = None,
     txqlen: int | None = None,
     netns: Netns | None = None,
+    arp_notify: bool | None = None,
 ) -> Message:
     """Change the link of that index or name; `master` 0 takes it out of its master, `netns` moves it there.
 
     With `name` and `netns` in one message it arrives under the new name. `name` needs `which` to be an index.
+    `arp_notify` is net.ipv4.conf.LINK.arp_notify, set behind everything else: /proc/sys keeps the names of all
+    namespaces in one place, and is the slower to find one the more there are.
     """
     if isinstance(which, str) and name is not None:
         raise ValueError(f"link {which}: renaming needs its index, because the message has room for one name")
@@ -250,7 +257,10 @@ def set(
         txqlen=txqlen,
         netns=netns,
     )
-    return Message(RTM_NEWLINK, 0, payload + found_by, "link set", str(which))
+    if arp_notify is not None:
+        conf = nest(_IFLA_INET_CONF, attr_u32(_ARP_NOTIFY, arp_notify))
+        payload += nest(_IFLA_AF_SPEC, nest(_AF_INET, conf))
+    return Message(RTM_NEWLINK, 0, payload + found_by, "link set", which)
 
 
 def change(which: int | str, kind: str, data: bytes, *, port: bool = False) -> Message:
@@ -263,13 +273,13 @@ def change(which: int | str, kind: str, data: bytes, *, port: bool = False) -> M
     )
     call = f"{kind} port set" if port else f"{kind} set"
     payload = _IFINFO.pack(0, 0, index, 0, 0) + found_by + nest(_IFLA_LINKINFO, info)
-    return Message(RTM_NEWLINK, 0, payload, call, str(which))
+    return Message(RTM_NEWLINK, 0, payload, call, which)
 
 
 def delete(which: int | str) -> Message:
     """Delete the link of that index or name; ENODEV when there is none. Deleting one end of a veth takes the other."""
     index, found_by = _selected(which)
-    return Message(RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + found_by, "link delete", str(which))
+    return Message(RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + found_by, "link delete", which)
 
 
 def delete_group(group: int) -> Message:
@@ -287,7 +297,17 @@ def query(which: int | str) -> Message:
     """
     index, found_by = _selected(which)
     payload = _IFINFO.pack(0, 0, index, 0, 0) + found_by + _SKIP_STATISTICS
-    return Message(RTM_GETLINK, 0, payload, "link get", str(which))
+    return Message(RTM_GETLINK, 0, payload, "link get", which, asks=True)
+
+
+def trial(kind: str) -> Message:
+    """Ask for a link of that kind which cannot be: its MAC address has one byte. It is always refused.
+
+    EOPNOTSUPP where the kernel does not know the kind, whose module it looks for first. For kinds of Ethernet, and
+    those that sit on another link.
+    """
+    payload = description(mac=b"\0") + nest(_IFLA_LINKINFO, attr_text(_INFO_KIND, kind))
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"{kind} trial", kind)
 
 
 def find(route: Netlink, which: int | str) -> Link | None:

@@ -6,11 +6,11 @@ and as no key meets a second message, the nonce is constant. What the ciphertext
 format, API, key id, ring.
 """
 
-import hashlib
 import hmac
 import json
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -59,23 +59,21 @@ def bind(api: Api, key_id: str, ring_id: str) -> bytes:
 class MessageKey:
     """A ring's key, made ready to encrypt messages. Used by many threads at once.
 
-    The two hash states of the HMAC are kept, because starting them anew costs more than all the rest of a message.
+    The two blocks that an HMAC begins with are kept, and hashed anew with each message: that is quicker than the
+    library's HMAC and than copies of its begun hashes.
     """
 
     __slots__ = ("_inner", "_outer")
 
     def __init__(self, key: bytes) -> None:
         block = key.ljust(64, b"\0")
-        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
-        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+        self._inner = bytes(byte ^ 0x36 for byte in block)
+        self._outer = bytes(byte ^ 0x5C for byte in block)
 
     def _expand(self, random: bytes) -> AESGCM:
         """The cipher of one message; the same function as `_expand` above."""
-        inner = self._inner.copy()
-        inner.update(_LABEL + random + b"\x01")
-        outer = self._outer.copy()
-        outer.update(inner.digest())
-        return AESGCM(outer.digest())
+        inner = sha256(self._inner + _LABEL + random + b"\x01").digest()
+        return AESGCM(sha256(self._outer + inner).digest())
 
     def encrypt(self, plaintext: bytes, bound: bytes) -> bytes:
         """One byte of format, 32 random ones, the ciphertext and its tag: 49 bytes longer than the plaintext."""
@@ -124,7 +122,7 @@ def canonical(document: Mapping[str, object]) -> bytes:
 def authenticate(ring_key: bytes, document: Mapping[str, object]) -> str:
     """The MAC of a document without its own `mac`, in hex."""
     body = {name: value for name, value in document.items() if name != "mac"}
-    return hmac.new(_expand(ring_key, b"nodeplug kms mac"), canonical(body), hashlib.sha256).hexdigest()
+    return hmac.new(_expand(ring_key, b"nodeplug kms mac"), canonical(body), sha256).hexdigest()
 
 
 def is_authentic(ring_key: bytes, document: Mapping[str, object]) -> bool:

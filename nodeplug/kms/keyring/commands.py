@@ -115,6 +115,11 @@ def retire(store: Store, key_id: str, evidence: Evidence, *, everywhere: str, no
                 hint="run `nodeplug kms status` on each node: one that still encrypts with the old key keeps it alive",
             )
         last = usage.of_ring(store.path).get(name, 0)
+        if last > now:
+            raise Refused(
+                f"this node noted a use of {name} at a time that is still to come, so its clock was moved",
+                hint=f"set the clock right; else try again in {last - now + usage.RECENT} s",
+            )
         if now - last < usage.RECENT:
             raise Refused(
                 f"this node decrypted with {name} {now - last} seconds ago, so something still needs it",

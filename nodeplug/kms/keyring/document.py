@@ -14,7 +14,8 @@ from nodeplug.kms.keyring import cipher
 from nodeplug.kms.keyring.ring import MOST_ENTRIES, Entry, Export, Ring, Standing, State
 
 FORMAT = 1
-LARGEST = 1 << 20
+LARGEST = 4 << 20
+"""Bytes; a ring of as many entries as there may be, and an export of it, have a quarter of that."""
 
 
 def write(ring: Ring, seal: Mapping[str, object], ring_key: bytes) -> bytes:

@@ -34,10 +34,11 @@ class Seal(Protocol):
     def open(self, document: Mapping[str, object], ring_id: str) -> bytes: ...
 
 
-def read_private(path: str, what: str) -> bytes:
+def read_private(path: str, what: str, *, limit: int = _LARGEST) -> bytes:
     """A file that only its owner may read, and that is no link.
 
-    Raises `NotFound`, `Refused` with the command that mends it, and what `check_directories` raises.
+    Raises `NotFound`, `Refused` with the command that mends it, `Malformed` for more than `limit` bytes, and what
+    `check_directories` raises.
     """
     check_directories(os.path.dirname(path) or ".")
     try:
@@ -57,7 +58,7 @@ def read_private(path: str, what: str) -> bytes:
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise Refused(f"{what} {path} is open to others (mode {mode:04o})", hint=f"chmod 600 {path}")
-        return read_fd(fd, _LARGEST, path)
+        return read_fd(fd, limit, path)
     except OSError as error:
         raise from_os(error, f"cannot read {what} {path}") from error
     finally:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from nodeplug.core.errors import ConfigInvalid, Malformed, NotFound, Refused, from_os
+from nodeplug.core.errors import ConfigInvalid, Error, Malformed, NotFound, Refused, Unavailable, from_os
 from nodeplug.core.files import range_lock, write_atomic
 from nodeplug.daemon.listeners import check_directories
 from nodeplug.kms.keyring import cipher, document
@@ -78,6 +78,7 @@ class Store:
         self.path = path
         self.seal = seal
         self.seen_path = path + ".seen"
+        self._loaded: tuple[bytes, bytes] | None = None
 
     def exists(self) -> bool:
         return os.path.lexists(self.path)
@@ -85,7 +86,8 @@ class Store:
     def load(self, *, accept_rollback: bool = False) -> Opened:
         """The ring on disk."""
         what = f"{_WHAT} {self.path}"
-        found = document.parse(self._read(), what)
+        data, note = self._read(), self._read_note()
+        found = document.parse(data, what)
         ring_id = document.ring_id_of(found, what)
         kind = found["seal"].get("type")
         if kind != self.seal.kind:
@@ -101,11 +103,23 @@ class Store:
         if not accept_rollback:
             self._refuse_rollback(opened)
         opened.material()  # every key opens now, or the file is not taken
+        self._loaded = data, note
         return opened
+
+    def changed(self) -> bool:
+        """Whether the files are others than `load` took last, without opening the seal. Raises what reading raises, so
+        rights that were loosened since are noticed."""
+        return self._loaded != (self._read(), self._read_note())
+
+    def _read_note(self) -> bytes:
+        try:
+            return read_private(self.seen_path, "the ring's note")
+        except NotFound:
+            return b""
 
     def _read(self) -> bytes:
         try:
-            return read_private(self.path, _WHAT)
+            return read_private(self.path, _WHAT, limit=document.LARGEST)
         except NotFound:
             raise NotFound(
                 f"there is no key ring at {self.path}",
@@ -134,15 +148,18 @@ class Store:
         A note that cannot be read counts as one that is missing.
         """
         try:
-            found = json.loads(read_private(self.seen_path, "the ring's note"))
+            found = json.loads(self._read_note())
             if not isinstance(found, dict) or not cipher.is_authentic(ring_key, found):
                 return None
             return str(found["ring"]), int(found["revision"]), int(found["highest"])
-        except (NotFound, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return None
 
     def save(self, opened: Opened) -> Opened:
-        """Write the ring as the next revision and return it; called under `lock`. Raises `Unavailable` (disk full)."""
+        """Write the ring as the next revision and return it; called under `lock`.
+
+        Raises `Unavailable` (disk full), which says whether the ring is changed.
+        """
         ring = opened.ring
         seen = self.seen(opened.ring_key)
         if seen is None and ring.revision:
@@ -160,7 +177,14 @@ class Store:
             write_atomic(self.path, data, 0o600)
         except OSError as error:
             raise from_os(error, f"cannot write {self.path}", hint="the ring is unchanged") from error
-        self._note(opened.ring_key, ring)
+        try:
+            self._note(opened.ring_key, ring)
+        except Error as error:
+            # The new ring is good: a note that is older than it is no rollback.
+            raise Unavailable(
+                f"the ring is changed, but {error.message}",
+                hint="make room, then look with `nodeplug kms status` before you repeat the command",
+            ) from None
         return Opened(ring, opened.ring_key)
 
     def _current_seal(self, opened: Opened) -> dict[str, object] | None:

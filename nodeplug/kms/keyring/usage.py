@@ -48,11 +48,11 @@ def read(path: str) -> dict[str, int]:
     """Seconds since 1970 by key id; empty when there is nothing to read."""
     try:
         found = json.loads(read_private(path, "the usage note"))
-    except (Error, ValueError):
+        if not isinstance(found, dict) or len(found) > _MOST:
+            return {}
+        return {str(key): int(at) for key, at in found.items() if isinstance(at, (int, float))}
+    except (Error, ValueError, OverflowError, RecursionError):
         return {}
-    if not isinstance(found, dict) or len(found) > _MOST:
-        return {}
-    return {str(key): int(at) for key, at in found.items() if isinstance(at, (int, float))}
 
 
 def of_ring(ring_path: str) -> dict[str, int]:

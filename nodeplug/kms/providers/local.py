@@ -159,6 +159,9 @@ class Local(Provider):
     def reload(self) -> None:
         with self._reloading:
             try:
+                # Looked at every half minute too, and a seal may take a second of a TPM to open.
+                if self.surroundings.health.conditions["keyring"].ok and not self._store.changed():
+                    return
                 opened = self._store.load()
                 before = self._snapshot
                 if opened.ring.ring_id == before.ring_id and opened.ring.revision < before.revision:

@@ -18,7 +18,7 @@ from pkcs11 import exceptions as faults
 from nodeplug.core import document
 from nodeplug.core.record import Record, key
 from nodeplug.kms.contract import Call, Revoked, Throttled, Unreachable
-from nodeplug.kms.keyring.seals import read_private
+from nodeplug.kms.providers.credentials import read_credential
 
 Key = Any
 """A key on the token. Its operations are given to it at run time, by what the token says it may do; no static type has
@@ -118,7 +118,7 @@ class Token:
 
     def _open(self) -> list[Session]:
         settings = self._settings
-        pin = read_private(settings.pin_file, "the PIN file").rstrip(b"\r\n")
+        pin = read_credential(settings.pin_file, "the PIN file")
         digest = hashlib.sha256(pin).digest()
         if digest == self._refused_pin:
             # A token locks itself after a few wrong PINs, for good: once is all we try.
@@ -176,11 +176,21 @@ class Token:
         return Session(session, keys, active)
 
     def close(self) -> None:
-        """Log out and let the module go."""
+        """Log out and let the module go, unless a call is still in it: a module that is finalized under a call may take
+        the process with it, and the end of the process does the same."""
         self.spoil()
-        if self._library is not None and self._library.initialized:
-            with contextlib.suppress(faults.PKCS11Error):
-                self._library.finalize()
+        with self._condition:
+            if self._busy or self._opening:
+                return
+            self._opening = True  # nobody comes in meanwhile
+        try:
+            if self._library is not None and self._library.initialized:
+                with contextlib.suppress(faults.PKCS11Error):
+                    self._library.finalize()
+        finally:
+            with self._condition:
+                self._opening = False
+                self._condition.notify_all()
 
 
 def _key_id(label: str, found: Key) -> str:

@@ -72,6 +72,10 @@ class _Key:
         return next((version for version, name in self.ids.items() if name == key_id), None)
 
 
+class _VersionRefused(Revoked):
+    """This version of the key no longer encrypts, others may."""
+
+
 class Vault(Provider):
     """See the module."""
 
@@ -133,6 +137,14 @@ class Vault(Provider):
             version = found.version_of(key_id) or found.latest
         if version < found.oldest:
             version = found.latest
+        try:
+            return self._encrypted(plaintext, found, version, call)
+        except _VersionRefused:
+            # min_encryption_version was raised since the key was last looked at.
+            found = self._look(call)
+            return self._encrypted(plaintext, found, found.latest, call)
+
+    def _encrypted(self, plaintext: bytes, found: _Key, version: int, call: Call) -> Encrypted:
         body: dict[str, object] = {"plaintext": base64.b64encode(plaintext).decode(), "key_version": version}
         if found.aead:
             body["associated_data"] = _bound(call, found.ids[version])
@@ -177,14 +189,15 @@ class Vault(Provider):
             token = self._login.token(call)
             answer = self._http.ask(method, path, body, token=token, call=call)
             if answer.status != 403:
+                self._login.accepted(token)
                 break
-            if attempt == 1:
-                self._login.refused(token)
+            if attempt == 2 or not self._login.refused(token):
+                break
         if answer.status == 400:
             raise _bad_request(answer)
         if answer.status == 403:
             raise Revoked(
-                "permission denied, also after a new login",
+                "permission denied, also for a new token",
                 hint=f"the policy has to allow {method} on {path}; docs/kms.md has one",
             )
         if answer.status == 404:
@@ -224,6 +237,8 @@ def _bad_request(answer: Answer) -> Exception:
         return KeyRetired(
             "the transit engine no longer decrypts with this version", hint="lower min_decryption_version again"
         )
+    if "less than the minimum encryption key version" in said:
+        return _VersionRefused("the transit engine no longer encrypts with this version")
     if "not found" in said:
         return Revoked("the transit engine has no such key, or no such version", hint="was it trimmed or deleted?")
     if any(word in said for word in ("authentication failed", "invalid ciphertext", "could not decode", "decrypt")):

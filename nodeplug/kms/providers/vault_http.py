@@ -5,6 +5,7 @@ import ipaddress
 import json
 import queue
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from nodeplug.core.secret import Secret
 from nodeplug.kms.contract import Call, Throttled, Unreachable
 
 _LARGEST = 1 << 20
+_PIECE = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,23 @@ class Http:
         call: Call,
     ) -> Answer:
         wait = min(self._timeout, call.seconds_left())
+        end = time.monotonic() + wait
         connection.timeout = wait
         if connection.sock is not None:
             connection.sock.settimeout(wait)
         connection.request(method, f"/v1/{path}", body=data, headers=dict(headers))
         reply = connection.getresponse()
-        content = reply.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            connection.close()
-            raise Unreachable("its answer is larger than any it should give")
-        return _answer(reply.status, content, reply.getheader("Retry-After"))
+        content = bytearray()
+        # Piece by piece: a timeout of the socket is for each piece, and a server may send a byte of them a second.
+        while part := reply.read1(_PIECE):
+            content += part
+            if len(content) > _LARGEST:
+                connection.close()
+                raise Unreachable("its answer is larger than any it should give")
+            if time.monotonic() > end:
+                raise TimeoutError
+        reply.close()  # all of it is read; without this the connection takes no further request
+        return _answer(reply.status, bytes(content), reply.getheader("Retry-After"))
 
     def close(self) -> None:
         while True:

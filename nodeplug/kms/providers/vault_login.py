@@ -14,13 +14,14 @@ from nodeplug.core.errors import ConfigInvalid, Error
 from nodeplug.core.files import read_bounded
 from nodeplug.core.secret import Secret
 from nodeplug.kms.contract import Api, Call, Revoked, Surroundings, Throttled
-from nodeplug.kms.keyring.seals import read_private
+from nodeplug.kms.providers.credentials import read_credential
 from nodeplug.kms.providers.vault_http import Answer, Http
 
 if TYPE_CHECKING:
     from nodeplug.kms.providers.vault import VaultSettings
 
 _PATIENCE = 5.0
+_NEW = 30.0  # seconds
 _SHORTEST_WAIT = 1.0
 _LONGEST_WAIT = 3600.0
 _LAST_PART = 0.1  # of its life: then a login replaces the renewals that no longer lengthen it
@@ -39,6 +40,8 @@ class Login:
         self._expires = 0.0  # monotonic; 0: never
         self._life = 0.0
         self._renewable = False
+        self._since = 0.0  # when the token was got
+        self._proven = False  # whether the server ever did something for it
         self._changed = threading.Event()
         self._stop = False
         registry = surroundings.registry
@@ -67,11 +70,24 @@ class Login:
         finally:
             self._lock.release()
 
-    def refused(self, token: Secret) -> None:
-        """The server said no to this token; forget it, unless it has been replaced meanwhile."""
+    def accepted(self, token: Secret) -> None:
+        """The server did something for this token."""
+        if self._token is token:
+            self._proven = True
+
+    def refused(self, token: Secret) -> bool:
+        """The server said no to this token. Whether another one is worth a try.
+
+        It is not when this one is new and nothing was ever done for it: then it is the policy that says no, and a login
+        for each call would only use up secret ids and the server's patience. After a while it is: roles change.
+        """
         with self._lock:
-            if self._token is token:
-                self._token = None
+            if self._token is not token:
+                return True  # it was replaced meanwhile
+            if not self._proven and time.monotonic() - self._since < _NEW:
+                return False
+            self._token = None
+            return True
 
     def forget(self) -> None:
         """Log in anew for the next call: the credentials may have changed."""
@@ -86,7 +102,7 @@ class Login:
         own = self._own
         try:
             if own.auth == "token":
-                token = Secret(read_private(own.token_file, "the token file").strip())
+                token = Secret(read_credential(own.token_file, "the token file").lstrip())
                 answer = self._http.ask("GET", "auth/token/lookup-self", None, token=token, call=call)
                 _refuse_login(answer)
                 life = float(answer.data.get("ttl") or 0)
@@ -111,8 +127,10 @@ class Login:
         mount = own.auth_mount or own.auth
         if own.auth == "approle":
             return f"auth/{mount}/login", {
-                "role_id": read_private(own.role_id_file, "the role id file").decode("utf-8", "replace").strip(),
-                "secret_id": read_private(own.secret_id_file, "the secret id file").decode("utf-8", "replace").strip(),
+                "role_id": read_credential(own.role_id_file, "the role id file").decode("utf-8", "replace").strip(),
+                "secret_id": read_credential(own.secret_id_file, "the secret id file")
+                .decode("utf-8", "replace")
+                .strip(),
             }
         if own.auth == "jwt":
             # Written by an agent for its readers, so its rights are the agent's choice.
@@ -124,6 +142,7 @@ class Login:
         return f"auth/{mount}/login", {"name": own.role} if own.role else {}
 
     def _keep_token(self, token: Secret, life: float, *, renewable: bool) -> None:
+        self._since, self._proven = time.monotonic(), False
         self._token = token
         self._life = life
         self._expires = time.monotonic() + life if life else 0.0

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from nodeplug.cni.ipam.dhcp.lease import Client
 
 SELECTING, REQUESTING, RENEWING, REBINDING = "selecting", "requesting", "renewing", "rebinding"
-_FIRST_RESEND, _LAST_RESEND = 1.0, 8.0  # seconds. The RFC begins with 4; a pod waits, and no server minds the few more
+_PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0, 8.0)
+"""Seconds between messages, the last one from there on. The RFC begins with 4. But a pod waits, its first message may
+be lost in a bridge that has not seen its link come up, and no server minds a few more of one transaction."""
+_AFTER_REFUSAL = 1.0
 _REQUESTS = 4  # of one offer, before other offers are asked for
 _LARGEST_MESSAGE = (1472).to_bytes(2, "big")
 _MOST_TEXT = 200
@@ -92,7 +95,8 @@ class Exchange:
             self._start_again(now, known=True)
         if self._sent == 0:
             self._asked = now
-        pause = min(_LAST_RESEND, _FIRST_RESEND * 2**self._sent)
+        # Only the first question can be lost that way.
+        pause = _PAUSES[min(self._sent + (self._state != SELECTING), len(_PAUSES) - 1)]
         self._due = now + pause * (0.75 + os.urandom(1)[0] / 512)
         self._sent += 1
         return message.build(self._message(now))
@@ -142,7 +146,7 @@ class Exchange:
         self.refused = "".join(c if c.isprintable() else "?" for c in text).strip() or "without a reason"
         if self._state == REQUESTING:
             self._start_again(now, known=False)
-            self._due = now + _FIRST_RESEND
+            self._due = now + _AFTER_REFUSAL
 
     def _start_again(self, now: float, *, known: bool) -> None:
         """Ask for offers once more; not for the address that was refused."""
@@ -170,7 +174,6 @@ class Exchange:
             reply=False,
             xid=self._xid,
             client=self._client.mac,
-            hardware=self._client.hardware,
             seconds=max(0, int(now - self._begin)),
             # Whoever holds an address hears what is sent to it.
             broadcast=self._client.broadcast and not holding,
@@ -191,7 +194,6 @@ def release(client: Client, address: Ip, server: Ip) -> bytes:
             reply=False,
             xid=_random(),
             client=client.mac,
-            hardware=client.hardware,
             ciaddr=address.packed,
             options=found,
         )

@@ -61,7 +61,6 @@ class Client(Record):
     """What a server knows the client by, and is told and asked each time."""
 
     mac: bytes = key(_bytes)
-    hardware: int = key(integer(0, 255))
     broadcast: bool = key(boolean)
     id: bytes = key(_bytes)
     provide: Mapping[int, bytes] = key(_options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 
-from nodeplug.core.errors import NotFound, doing
+from nodeplug.core.errors import NotFound, Refused, doing
 from nodeplug.kernel.netlink import NetlinkError
 from nodeplug.kernel.rtnl import addresses, links, routes
 
@@ -19,33 +19,45 @@ if TYPE_CHECKING:
     from nodeplug.kernel.netlink import Message, Netlink
     from nodeplug.kernel.rtnl.links import Link
 
-_ETHERNET, _INFINIBAND = 1, 32
-_LONGEST_MAC = 16
-_WITHOUT_OWN_MAC = "ipvlan"
+_ETHERNET = 6
+_PASSING = (links.OPER_UP, links.OPER_UNKNOWN)  # some kinds of link never say
+_CARRIER = 2.0  # seconds
 
 
 def ready(route: Netlink, ifname: str, where: str) -> Link:
-    """The link, set up. Raises `NotFound` where there is none."""
+    """The link, set up and with a carrier if it gets one soon. Raises `NotFound` where there is none, `Refused` for
+    one that is no Ethernet.
+    """
     with doing(f"cannot set up {ifname} in {where}"):
         link = links.find(route, ifname)
         if link is None:
             raise NotFound(
                 f"there is no interface {ifname} in {where}", hint="the plugin that makes it asks for leases"
             )
+        if len(link.mac) != _ETHERNET:
+            raise Refused(
+                f"{ifname} in {where} is no Ethernet link: its hardware address has {len(link.mac)} bytes",
+                hint="dhcp asks over Ethernet; host-local and static do not mind",
+            )
         if not link.up:
             route.request(links.set(link.index, up=True))
-    return link
+        if link.operstate in _PASSING:
+            return link
+        # A bridge passes nothing on before it has seen the carrier: what was said until then would have to be repeated.
+        from nodeplug.kernel.rtnl import watch
+
+        try:
+            return watch.wait_for_operstate(route, link.index, timeout=_CARRIER, states=_PASSING)
+        except TimeoutError:
+            return link
 
 
-def hardware(link: Link) -> tuple[int, bytes, bool]:
-    """What a server is told of it: its type, its address, and whether answers must go to everybody.
+def is_deaf(link: Link) -> bool:
+    """Whether it hears only what is sent to everybody as long as it has no address.
 
-    A link that shares its parent's address (ipvlan) hears nothing that is sent to an IP address it does not have yet;
-    one with an address too long for a message (InfiniBand) cannot be named in it (RFC 4390).
+    A link that shares its parent's hardware address (ipvlan) is told apart by IP addresses.
     """
-    if len(link.mac) > _LONGEST_MAC:
-        return _INFINIBAND, b"", True
-    return _ETHERNET, link.mac, link.kind == _WITHOUT_OWN_MAC
+    return link.kind == "ipvlan"
 
 
 def take(route: Netlink, index: int, address: Ip) -> bool:

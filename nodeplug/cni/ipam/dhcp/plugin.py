@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 import time
 
-from nodeplug.cni.contract import IpConfig, Plugin, Result
+from nodeplug.cni.contract import GcRequest, IpConfig, Plugin, Result
 from nodeplug.cni.ipam.dhcp import conf, link
 from nodeplug.cni.ipam.dhcp.conf import DhcpConf
 from nodeplug.cni.ipam.dhcp.exchange import SELECTING, Exchange, release
 from nodeplug.cni.ipam.dhcp.lease import BOUND, FOREVER, LOST, REQUESTING, Client, Lease, uptime
-from nodeplug.cni.ipam.dhcp.sandbox import Sandbox
-from nodeplug.cni.ipam.dhcp.store import Leases
+from nodeplug.cni.ipam.dhcp.sandbox import Sandbox, boot
+from nodeplug.cni.ipam.dhcp.store import Leases, Unreadable
 from nodeplug.cni.ipam.dhcp.talk import Broadcast, Talk, converse
-from nodeplug.cni.ipam.room import expect_room
 from nodeplug.core import chore, company
-from nodeplug.core.errors import Malformed, Refused, TimedOut, TryAgain, Unavailable, doing, from_os
+from nodeplug.core.errors import Refused, TimedOut, TryAgain, Unavailable, doing, from_os
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
         AttachmentRequest,
         CheckRequest,
         DelRequest,
-        GcRequest,
         StatusRequest,
     )
     from nodeplug.cni.ipam.dhcp.conf import Settings
@@ -59,10 +57,10 @@ class Dhcp(Plugin):
     def add(self, request: AddRequest) -> Result:
         """Raises `TimedOut` and `TryAgain` when no server grants an address: the runtime asks again."""
         keys, told = conf.ipam(request), conf.settings()
-        leases = Leases(told.directory)
+        acquisition = _Acquisition(request, Leases(told.directory), keys, told)
         with Undo() as undo:
-            undo.push(lambda: _give_back(leases, request.attachment, request.netns, request.warn))
-            lease, mtu = _Acquisition(request, leases, keys, told).run()
+            undo.push(acquisition.undo)
+            lease, mtu = acquisition.run()
             net = lease.net
             if net is None:
                 raise Refused(
@@ -73,9 +71,12 @@ class Dhcp(Plugin):
             undo.commit()
         return Result(ips=(IpConfig(address=net, gateway=lease.gateway),), routes=lease.routes(mtu), dns=lease.dns)
 
-    def leave(self, request: DelRequest) -> None:
-        """All of a DEL: the server hears of it over the link, which has lost the address by then."""
-        self.delete(request)
+    def leave(self, request: DelRequest | GcRequest) -> None:
+        """All of it: the server hears over the link that the address is free, which that has lost by then."""
+        if isinstance(request, GcRequest):
+            self.gc(request)
+        else:
+            self.delete(request)
 
     def delete(self, request: DelRequest) -> None:
         _give_back(Leases(conf.settings().directory), request.attachment, request.netns, request.warn)
@@ -83,7 +84,7 @@ class Dhcp(Plugin):
     def check(self, request: CheckRequest) -> None:
         """The attachment has a lease, of the address in its result, which has not ended."""
         lease = _read(Leases(conf.settings().directory), request)
-        if lease is None:
+        if lease is None or lease.sandbox.boot != boot():
             raise Refused(f"{request.ifname} has no lease", hint="only a new pod gets another")
         if lease.state != BOUND or uptime() >= lease.expires:
             raise Refused(
@@ -104,7 +105,7 @@ class Dhcp(Plugin):
         leases = Leases(conf.settings().directory)
         steps = Steps()
         for lease in list(leases.all()):
-            if isinstance(lease, Malformed):
+            if isinstance(lease, Unreadable):
                 request.warn(str(lease))
             elif lease.network == request.network and lease.attachment not in request.valid:
                 stale = lease
@@ -114,6 +115,8 @@ class Dhcp(Plugin):
 
     def status(self, request: StatusRequest) -> None:
         """Leases can be kept, and somebody renews them."""
+        from nodeplug.cni.ipam.room import expect_room
+
         told = conf.settings()
         conf.ipam(request)
         expect_room(told.directory, hint="mend it, or name another cni.dhcp.directory")
@@ -140,11 +143,9 @@ class _Acquisition:
         with doing(f"cannot enter {where}"), Netlink(NETLINK_ROUTE, netns=request.netns) as route:
             found = link.ready(route, request.ifname, where)
             sandbox = Sandbox.of(request.netns, found)
-        hardware, mac, deaf = link.hardware(found)
         client = Client(
-            mac=mac,
-            hardware=hardware,
-            broadcast=deaf or self._told.broadcast,
+            mac=found.mac,
+            broadcast=link.is_deaf(found) or self._told.broadcast,
             id=conf.client_id(request.container, request.network, request.ifname),
             provide=provide,
             request=conf.requested(self._keys),
@@ -156,6 +157,11 @@ class _Acquisition:
         with self._leases.lock(request.attachment):
             self._leases.write(lease)
         return lease, found.mtu
+
+    def undo(self) -> None:
+        """Give back what was taken, if anything was: what an earlier ADD has may be in use."""
+        if self._intent is not None:
+            _give_back(self._leases, self._request.attachment, self._request.netns, self._request.warn)
 
     def _ask(self, client: Client, sandbox: Sandbox, former: Ip | None) -> Granted:
         request, begin = self._request, uptime()
@@ -215,8 +221,8 @@ class _Acquisition:
 def _read(leases: Leases, request: AttachmentRequest) -> Lease | None:
     try:
         return leases.read(request.attachment)
-    except Malformed as malformed:
-        request.warn(str(malformed))
+    except Unreadable as unreadable:
+        request.warn(str(unreadable))
         return None
 
 
@@ -227,8 +233,8 @@ def _give_back(leases: Leases, attachment: Attachment, netns: Netns | None, warn
     with leases.lock(attachment):
         try:
             lease = leases.read(attachment)
-        except Malformed as malformed:
-            warn(str(malformed))
+        except Unreadable as unreadable:
+            warn(str(unreadable))
             lease = None
         if lease is not None and netns is not None:
             try:

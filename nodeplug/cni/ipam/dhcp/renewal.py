@@ -16,10 +16,10 @@ from nodeplug.cni.ipam.dhcp.exchange import REBINDING, RENEWING, SELECTING, Exch
 from nodeplug.cni.ipam.dhcp.lease import BOUND, FOREVER, LOST, REQUESTING, uptime
 from nodeplug.cni.ipam.dhcp.plugin import CHORE, farewell
 from nodeplug.cni.ipam.dhcp.sandbox import boot
-from nodeplug.cni.ipam.dhcp.store import Leases
+from nodeplug.cni.ipam.dhcp.store import Leases, Unreadable
 from nodeplug.cni.ipam.dhcp.talk import Broadcast, Talk, Unicast, converse
 from nodeplug.core.chore import Chore
-from nodeplug.core.errors import Error, Malformed
+from nodeplug.core.errors import Error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,15 +64,15 @@ class Renewal(Chore):
         return self._look_ahead(turn, at_least=_AFTER_A_FAULT if faults else _SOON)
 
     def _readable(self) -> list[Lease]:
-        return [lease for lease in self._leases.all() if not isinstance(lease, Malformed)]
+        return [lease for lease in self._leases.all() if not isinstance(lease, Unreadable)]
 
     def _look_ahead(self, turn: Turn, *, at_least: float) -> float | None:
         """Tell of what is in trouble; the seconds until something is due again."""
         now = uptime()
         soonest = FOREVER
         for lease in self._leases.all():
-            if isinstance(lease, Malformed):
-                turn.fail(lease.message.partition(" ")[0], str(lease))
+            if isinstance(lease, Unreadable):
+                turn.fail(lease.path, str(lease))
                 continue
             if lease.trouble:
                 turn.fail(str(lease.attachment), lease.trouble)

@@ -40,7 +40,7 @@ class Sandbox(Record):
     inode: int = key(integer())
     cookie: int = key(integer())
     """0 where the kernel gives none."""
-    index: int = key(integer())
+    index: int = key(integer(1))
     """The link's."""
 
     @classmethod

@@ -24,6 +24,14 @@ _LARGEST = 64 * 1024
 _PREFIX = "np"
 
 
+class Unreadable(Malformed):
+    """A file that holds no lease."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path} is no lease: {why}", hint="remove it; the server forgets the lease in time")
+        self.path = path
+
+
 class Leases:
     """The leases in a directory. What was read is kept until its file changes."""
 
@@ -36,10 +44,10 @@ class Leases:
         return files.range_lock(_LOCK, attachment.identity)
 
     def read(self, attachment: Attachment) -> Lease | None:
-        """None when it has none. Raises `Malformed` for a file that holds no lease."""
+        """None when it has none. Raises `Unreadable`."""
         with self._doing(f"read the lease of {attachment}"):
             try:
-                return _decode(files.read_bounded(self.path(attachment), _LARGEST), self.path(attachment))
+                return _load(self.path(attachment))
             except FileNotFoundError:
                 return None
 
@@ -60,7 +68,7 @@ class Leases:
     def path(self, attachment: Attachment) -> str:
         return f"{self.directory}/{attachment.identity}"
 
-    def all(self) -> Iterator[Lease | Malformed]:
+    def all(self) -> Iterator[Lease | Unreadable]:
         """Each lease, or what keeps its file from being one."""
         with self._doing("list the leases"):
             try:
@@ -75,8 +83,8 @@ class Leases:
                 yield self._look(name)
             except FileNotFoundError:
                 continue  # released meanwhile
-            except Malformed as malformed:
-                yield malformed
+            except Unreadable as unreadable:
+                yield unreadable
 
     def clear_temporary(self) -> None:
         """Remove what writers left that were killed."""
@@ -96,7 +104,7 @@ class Leases:
             stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
             seen = self._seen.get(name)
             if seen is None or seen[0] != stamp:
-                seen = self._seen[name] = (stamp, _decode(files.read_bounded(path, _LARGEST), path))
+                seen = self._seen[name] = (stamp, _load(path))
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -107,8 +115,8 @@ class Leases:
         return errors.doing(f"cannot {what} in {self.directory}")
 
 
-def _decode(data: bytes, path: str) -> Lease:
+def _load(path: str) -> Lease:
     try:
-        return document.decode(Lease, jsontext.loads(data), unknown="ignore")
+        return document.decode(Lease, jsontext.loads(files.read_bounded(path, _LARGEST)), unknown="ignore")
     except ConfigInvalid as invalid:
-        raise Malformed(f"{path} is no lease: {invalid}", hint="remove it; the server forgets the lease") from None
+        raise Unreadable(path, str(invalid)) from None

@@ -66,8 +66,13 @@ class Broadcast:
         self._socket.send(datagram.wrap(data, source=self._source))
 
     def send_to(self, server: Ip, station: bytes, data: bytes) -> None:
-        """To a single server, by the station that its packets came from."""
-        self._socket.send(datagram.wrap(data, source=self._source, destination=server.packed), station)
+        """To a single server, which does not answer: by the station that its packets came from, which may be a relay,
+        and by every station, for it may have another address since. The address that would ask for it is given up.
+        """
+        packet = datagram.wrap(data, source=self._source, destination=server.packed)
+        if station:
+            self._socket.send(packet, station)
+        self._socket.send(packet)
 
     def receive(self) -> tuple[bytes, bytes] | None:
         while (packet := self._socket.receive()) is not None:
@@ -77,7 +82,9 @@ class Broadcast:
         return None
 
     def close(self) -> None:
-        self._socket.close()
+        # The kernel lets a packet socket go only once nobody looks at it any more: some ten milliseconds.
+        with company.present().waiting():
+            self._socket.close()
         if self._sink is not None:
             self._sink.close()
 

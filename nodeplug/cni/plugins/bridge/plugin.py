@@ -6,14 +6,14 @@ netns. The bridge belongs to the node: no command takes it away.
 
 from __future__ import annotations
 
-from nodeplug.cni.contract import Plugin, Result
-from nodeplug.cni.plugins import addressing, forwarding, hostlink
+from nodeplug.cni.contract import Plugin
+from nodeplug.cni.plugins import addressing, forwarding, hostlink, veth
 from nodeplug.cni.plugins.bridge import device, ports
 from nodeplug.cni.plugins.bridge.config import BridgeConf, validate
 from nodeplug.cni.plugins.bridge.plan import gateways, planned, with_macs
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.keys import requested_mac
-from nodeplug.core.errors import Refused, doing
+from nodeplug.core.errors import doing
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         CheckRequest,
         DelRequest,
         GcRequest,
+        Result,
         StatusRequest,
     )
     from nodeplug.kernel.rtnl.links import Link
@@ -48,13 +49,14 @@ class Bridge(Plugin):
         with Netlink(NETLINK_ROUTE) as host, _inside(request) as pod, Undo() as undo:
             bridge = _ensure_bridge(host, request)
             if config.macspoofchk and mac is None:
-                mac = device.new_mac()
+                mac = veth.new_mac()
             port = ports.connect(host, bridge, request, undo, mac=mac)
             if config.macspoofchk and mac is not None:
                 _guard(request, mac, undo)
             if config.uses_vlans:
                 _set_vlans(host, bridge, port, request)
-            result = planned(request, bridge, port, _ask_for_addresses(host, port, request, undo))
+            given = addressing.ask(request, undo, lambda: hostlink.remove(host, port.index))
+            result = planned(request, bridge, port, given)
             end = _configure(pod, port, request, result)
             gateway = _ensure_gateways(host, bridge, request, result)
             _masquerade(request, result, undo)
@@ -157,21 +159,6 @@ def _unguard(request: AttachmentRequest) -> None:
         from nodeplug.cni.plugins.bridge import spoofing
 
         spoofing.remove(request.attachment)
-
-
-def _ask_for_addresses(host: Netlink, port: Link, request: AddRequest, undo: Undo) -> Result:
-    """What the address manager says; nothing for a network without one."""
-    if request.ipam is None:
-        return Result()
-    # Also when the address manager fails: one that was killed half-way has not undone what it did (CNI specification,
-    # section 4). The link goes before the address, so that nobody gets an address that is still in use.
-    undo.push(request.ipam.delete)
-    undo.push(lambda: hostlink.remove(host, port.index))
-    undo.push(request.ipam.leave)
-    given = request.ipam.add()
-    if not given.ips:
-        raise Refused("IPAM plugin returned missing IP config", hint="the address manager answered without an address")
-    return given
 
 
 def _configure(pod: Netlink, port: Link, request: AddRequest, result: Result) -> Link:
