@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SOURCE = "nodeplug.dev/secret"
 _PAGE = 4096
 _ROOM = 1 << 20  # for a secret that grows; memory is taken only by what is there
+_KEPT = 1  # generations before the one that is shown, for readers who have just opened it
 _GROUP_READS = 0o440
 
 
@@ -62,7 +63,7 @@ class SecretContent(Step):
         }
         top = _top(volume)
         try:
-            atomic.write(top, files)
+            atomic.write(top, files, keep=_KEPT)
         finally:
             os.close(top)
 
@@ -83,7 +84,7 @@ class SecretFiles(Volume):
         content = _content(request)
         secrets = request.secrets or {}
         made = UnswappedFs(
-            size=2 * _taken([secrets[name] for name in content.names]) + _ROOM,
+            size=(_KEPT + 2) * _taken([secrets[name] for name in content.names]) + _ROOM,
             mode=0o755,
             attributes=fsmount.NOSUID | fsmount.NODEV | fsmount.NOEXEC,
             source=SOURCE,

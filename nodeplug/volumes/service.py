@@ -125,8 +125,8 @@ class Service:
         """
         _check_target(target)
         id = volume_id(target)
+        keys: tuple[str, ...] = (id,)
         with doing(f"cannot unpublish {target}"):
-            keys: tuple[str, ...] = (id, *_locks_of(self._read(id)))
             for _ in range(_ATTEMPTS):
                 with self._locked(keys):
                     known = self._read(id)
@@ -140,7 +140,7 @@ class Service:
                         else:
                             state.remove(id)  # what a killed writer left of it
                         return
-                keys = needed  # published anew meanwhile
+                keys = needed  # all are taken at once, in the order in which everybody does
         raise TryAgain(f"{target} is published anew all the while")
 
     def _part(self, known: Published) -> None:
@@ -302,6 +302,7 @@ def _locks_of(known: Published | None) -> tuple[str, ...]:
     if known is None:
         return ()
     try:
-        return implementation(known.driver)().locks(request_of(known))
+        kind = implementation(known.driver)
+        return () if kind.locks is Volume.locks else kind().locks(request_of(known))
     except ConfigInvalid:
         return ()  # of a version whose options we do not know

@@ -71,7 +71,8 @@ def take_away(target: str, warn: Callable[[str], None]) -> bool:
 def _unmount(target: str, warn: Callable[[str], None]) -> bool:
     for pause in _PATIENCE:
         try:
-            return mount.unmount(target)
+            with company.present().waiting():  # for a grace period of the kernel's
+                return mount.unmount(target)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 return False  # a path that cannot be a mount point

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
 from nodeplug.core.document import reference
 from nodeplug.flexvolume import protocol
 from nodeplug.flexvolume.main import LogSettings
-from nodeplug.harness.kubelet.flexvolume.plugin import Pod, Volume
 from nodeplug.kernel import mount
 from nodeplug.volumes.service import DRIVERS
 from tests.child import run
@@ -57,13 +57,10 @@ def test_the_authors_driver_works_and_has_no_faults(ledger: Ledger) -> None:
     script = examples(PAGE)["check.sh"].replace("./hello", str(program))
     done = run(["sh", "-ex"], stdin=script.encode(), env={"PATH": f"{ROOT}/bin:/usr/bin:/bin", "COLUMNS": "200"})
     assert done.code == 0 and "no faults" in done.text, done.text
-    node = Node(ledger)
-    program.parent.rename(node.exec / "example.org~hello")
-    target = node.kubelet.find("example.org/hello").set_up(
-        Pod("p"), Volume("greeting", "example.org/hello", {"to": "you"})
-    )
-    assert (target / "hello").read_text() == "hello you\n"
-    node.kubelet.find("example.org/hello").tear_down(Pod("p"), "greeting")
+    place = ledger.directory()
+    (place / "exec").mkdir()
+    program.parent.rename(place / "exec" / "example.org~hello")
+    run([sys.executable, "-c", examples(PAGE)["try.py"]], cwd=place, env={"PYTHONPATH": str(ROOT)}).ok()
 
 
 def test_the_commands_of_installing_run(ledger: Ledger) -> None:

@@ -313,3 +313,29 @@ def test_a_worker_in_a_container_mounts_on_the_host_it_is_for(ledger: Ledger) ->
     assert f" {target} " not in Path(f"/proc/{keeper.pid}/mountinfo").read_text()
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
+
+
+def test_a_volume_that_takes_its_time_does_not_hold_up_other_calls(ledger: Ledger) -> None:
+    """What the kernel flushes when a disk's volume is unmounted may take seconds, and there are two turns for all."""
+    from nodeplug.core import company
+    from nodeplug.flexvolume.contract import UnmountRequest
+    from nodeplug.flexvolume.drivers.volume import VolumeDriver
+
+    class Watched(company.Company):
+        waited = 0
+
+        def waiting(self):  # type: ignore[no-untyped-def]  # as the base class has it
+            self.waited += 1
+            return super().waiting()
+
+    seat = Watched()
+
+    def call() -> None:
+        company.join(seat)
+        request = UnmountRequest(
+            deadline=1e18, warn=lambda _: None, target=f"{ledger.directory()}/gone", pod_uid="", volume=""
+        )
+        VolumeDriver("tmpfs", None).unmount(request)
+
+    in_a_thread(call)
+    assert seat.waited > 0

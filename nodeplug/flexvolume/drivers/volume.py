@@ -1,7 +1,12 @@
-"""Every driver of ours: a back-end of `nodeplug.volumes`, by its name."""
+"""Every driver of ours: a back-end of `nodeplug.volumes`, by its name.
+
+In the worker an operation counts as waiting from its beginning to its end: most of it is the kernel's work, which may
+take as long as a disk or a server does, and must not hold up the calls of other contracts.
+"""
 
 from __future__ import annotations
 
+from nodeplug.core import company
 from nodeplug.core.errors import Error
 from nodeplug.flexvolume.contract import Capabilities, Driver
 from nodeplug.volumes import service
@@ -55,15 +60,18 @@ class VolumeDriver(Driver):
             pod=request.pod,
             secrets=request.secrets,
         )
-        self._service(request).publish(wanted)
+        with company.present().waiting():
+            self._service(request).publish(wanted)
 
     def unmount(self, request: UnmountRequest) -> None:
         # Whatever the settings are: a pod whose volume stays can never end.
         volumes = service.Service(timeout=request.left(), warn=request.warn)
-        volumes.unpublish(request.target)
+        with company.present().waiting():
+            volumes.unpublish(request.target)
 
     def expand_fs(self, request: ExpandFsRequest) -> None:
-        self._service(request).resize(request.directory, request.new_size)
+        with company.present().waiting():
+            self._service(request).resize(request.directory, request.new_size)
 
     def _service(self, request: FlexRequest) -> service.Service:
         if isinstance(self._policy, Error):

@@ -65,17 +65,17 @@ class Prober:
         root: Path = ROOT,
         habits: Habits | None = None,
     ) -> None:
-        self.directory = directory
+        self.directory = directory.absolute()
         self.caller = caller or Caller()
-        self.root = root
+        self.root = root.absolute()
         self.habits = habits or Habits()
         self.plugins: dict[str, Plugin] = {}
         self.probed: list[Probed] = []
         self._queue: dict[str, Operation] = {}
         self._watches: dict[int, Path] = {}
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._notify = inotify.Inotify()
-        self._watch(directory)
+        self._watch(self.directory)
         self._all = True
 
     def close(self) -> None:
