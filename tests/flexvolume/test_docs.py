@@ -34,6 +34,7 @@ def test_the_pods_of_the_page_get_their_volumes(ledger: Ledger, page: str) -> No
     node = Node(ledger)
     ledger.adopt("settings", lambda: SETTINGS.unlink(missing_ok=True))
     SETTINGS.write_text("\n".join(text for name, text in found.items() if name.endswith(".toml")))
+    ledger.adopt("what outlives a volume", manifests.forget)
     if "prepare.sh" in found:
         run(
             ["sh", "-ex"], stdin=found["prepare.sh"].encode(), env={"PATH": f"{ROOT}/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
