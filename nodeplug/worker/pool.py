@@ -47,7 +47,7 @@ class Pool:
         self._changed = threading.Condition()
         self._waiting: deque[Arrived] = deque()
         self._threads = 0
-        self._idle = 0
+        self._idle = 0  # those that are starting among them
         self._closed = False
         self._covered = False
         self.finished = 0
@@ -97,6 +97,8 @@ class Pool:
             while (arrived := self._next()) is not None:
                 self._serve(arrived, seat)
                 del arrived
+                with self._changed:
+                    self._idle += 1
                 self.finished += 1
         except Stranded:
             pass  # told by who served; this thread must do nothing more
@@ -108,25 +110,17 @@ class Pool:
 
     def _next(self) -> Arrived | None:
         """What to serve next: out of the queue, else out of the entrance. None at the end."""
+        arrived: Arrived | None = None
         while True:
             with self._changed:
-                if self._waiting:
-                    self._keep_watch()
-                    return self._waiting.popleft()
-                if self._closed:
-                    return None
-                self._idle += 1
-                self._cover(needed=False)
-            arrived = None
-            try:
-                arrived = self._entrance.wait()
-            finally:
-                with self._changed:
+                if arrived is None and self._waiting:
+                    arrived = self._waiting.popleft()
+                if arrived is not None or self._closed:
                     self._idle -= 1
-                    if arrived is not None:
-                        self._keep_watch()
-            if arrived is not None:
-                return arrived
+                    self._keep_watch()
+                    return arrived
+                self._cover(needed=False)
+            arrived = self._entrance.wait()
 
     def _keep_watch(self) -> None:
         """See to it that somebody takes the next connection. Called with the lock."""
@@ -134,6 +128,7 @@ class Pool:
             return
         if self._threads < self._most:
             self._threads += 1
+            self._idle += 1
             threading.Thread(target=self._run, name=THREAD, daemon=True).start()
         else:
             self._cover(needed=True)
