@@ -94,8 +94,8 @@ def _link(kind: str) -> str:
 
 def _overlay() -> str:
     return _in_trial_namespaces(
-        "mount -t tmpfs tmpfs /mnt; mkdir /mnt/u /mnt/w /mnt/m;"
-        "mount -t overlay -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w overlay /mnt/m"
+        "mount -t tmpfs tmpfs /mnt; mkdir /mnt/l /mnt/u /mnt/w /mnt/m;"
+        "mount -t overlay -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w overlay /mnt/m"
     )
 
 

@@ -55,14 +55,17 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_atomic(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+def write_atomic(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True, temporary: str = "") -> None:
     """Replace `path` so that a reader sees the old content or the new, and a crash leaves one of them.
 
     `durable` waits for the disk; without it the order is kept but a power cut may lose the change (enough in /run).
+    `temporary` is the name meanwhile, in the same directory, where one writer at a time is sure: the next one takes it
+    over from one that was killed. Else it is one that `is_abandoned` knows.
     """
     directory, name = os.path.split(path)
-    temporary = _temporary(directory, name)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    once = os.O_TRUNC if temporary else os.O_EXCL
+    temporary = os.path.join(directory, temporary) if temporary else _temporary(directory, name)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | once | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         try:
             os.fchmod(fd, mode)  # whatever the umask
@@ -233,6 +236,14 @@ def flock(path: str, mode: int = 0o600, *, timeout: float = 30.0) -> int:
             os.close(fd)
             raise
         os.close(fd)  # unlinked while we waited: the next one would lock another file
+
+
+def hold(fd: int, path: str, *, timeout: float = 30.0) -> None:
+    """Take flock(2) on what `fd` is open on, called `path` in messages. Raises `TryAgain` after `timeout` seconds.
+
+    A child that inherits the descriptor holds the lock as well, and longer than a parent that was killed.
+    """
+    _ask_until(time.monotonic() + timeout, path, fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _leads_to(path: str, fd: int) -> bool:

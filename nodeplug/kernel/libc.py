@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
+AT_FDCWD = -100
+
+# Calls younger than the C libraries of many nodes; from here on every architecture has the same number for one.
+_OPEN_TREE = 428
+_MOVE_MOUNT = 429
+_FSOPEN = 430
+_FSCONFIG = 431
+_FSMOUNT = 432
+_FSPICK = 433
+_OPENAT2 = 437
+_MOUNT_SETATTR = 442
+
 _SOL_SOCKET = 1
 _SO_ATTACH_FILTER = 26
 _PROGRAM = struct.Struct("@HP")  # struct sock_fprog: how many instructions, and where they are
@@ -95,6 +107,18 @@ def _call(name: str, subject: str, *arguments: object) -> int:
     return result
 
 
+def _system(name: str, number: int, subject: str, *arguments: object) -> int:
+    """A system call that the C library may not have, by its number."""
+    library = _c()
+    result = library["syscall"](
+        library.long(number), *(library.long(part) if isinstance(part, int) else part for part in arguments)
+    )
+    if result == -1:
+        number = library.errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}", subject)
+    return result
+
+
 def _long(value: int) -> object:
     return _c().long(value)
 
@@ -138,6 +162,54 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> 
 def umount2(target: str, flags: int) -> None:
     """See umount2(2)."""
     _call("umount2", target, _bytes(target), flags)
+
+
+def open_tree(directory: int, path: str, flags: int) -> int:
+    """A descriptor of the mount at `path`, or of a copy of it that is mounted nowhere. See open_tree(2)."""
+    return _system("open_tree", _OPEN_TREE, path or f"fd {directory}", directory, _bytes(path), flags)
+
+
+def move_mount(source: int, directory: int, path: str, flags: int) -> None:
+    """Mount what descriptor `source` is of; `flags` say how both are meant. See move_mount(2)."""
+    subject = path or f"fd {directory}"
+    _system("move_mount", _MOVE_MOUNT, subject, source, b"", directory, _bytes(path), flags)
+
+
+def fsopen(fstype: str, flags: int) -> int:
+    """A descriptor on which a file system is configured. See fsopen(2)."""
+    return _system("fsopen", _FSOPEN, fstype, _bytes(fstype), flags)
+
+
+def fsconfig(fd: int, command: int, key: str, value: str | None, number: int) -> None:
+    """See fsconfig(2). An error names the key and does not repeat its value."""
+    arguments = (_bytes(key) or None, _bytes(value) if value is not None else None, number)
+    _system("fsconfig", _FSCONFIG, key or f"command {command}", fd, command, *arguments)
+
+
+def fsmount(fd: int, flags: int, attributes: int) -> int:
+    """A descriptor of a mount of what was configured, mounted nowhere. See fsmount(2)."""
+    return _system("fsmount", _FSMOUNT, f"fd {fd}", fd, flags, attributes)
+
+
+def fspick(directory: int, path: str, flags: int) -> int:
+    """A descriptor on which the file system of a mount is configured anew. See fspick(2)."""
+    return _system("fspick", _FSPICK, path or f"fd {directory}", directory, _bytes(path), flags)
+
+
+def openat2(directory: int, path: str, how: bytes) -> int:
+    """`how` is a struct open_how. See openat2(2)."""
+    return _system("openat2", _OPENAT2, path, directory, _bytes(path), how, len(how))
+
+
+def mount_setattr(directory: int, path: str, flags: int, attributes: bytes) -> None:
+    """`attributes` is a struct mount_attr. See mount_setattr(2)."""
+    subject = path or f"fd {directory}"
+    _system("mount_setattr", _MOUNT_SETATTR, subject, directory, _bytes(path), flags, attributes, len(attributes))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Reserve, free or move a range of a file. See fallocate(2)."""
+    _call("fallocate", f"fd {fd}", fd, mode, _long(offset), _long(length))
 
 
 def inotify_init1(flags: int) -> int:

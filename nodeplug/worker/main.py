@@ -16,8 +16,10 @@ import nodeplug
 from nodeplug.core import config, paths
 from nodeplug.core.errors import Error
 from nodeplug.core.log import Event as LogEvent
+from nodeplug.daemon.hygiene import PR_SET_DUMPABLE
 from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
 from nodeplug.daemon.settings import open_log
+from nodeplug.kernel import libc
 from nodeplug.worker import chores, collect, doors, settings, world
 from nodeplug.worker.daemon import Daemon, preload_pages
 
@@ -84,6 +86,7 @@ def _prepare_process() -> None:
     os.umask(0o022)
     os.chdir("/")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    libc.prctl(PR_SET_DUMPABLE, 0)  # secrets of volumes and keys of identities pass through its memory
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

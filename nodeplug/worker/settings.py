@@ -25,6 +25,7 @@ class ChoresSettings(Record):
     """`[worker.chores]`: which of the chores in `nodeplug.worker.chores` it does; each is a key."""
 
     dhcp: bool = key(document.boolean, default=True, help="renew the leases of the address manager dhcp")
+    identity: bool = key(document.boolean, default=True, help="replace the certificates of the volume identity in time")
 
 
 class WorkerSettings(Record):

@@ -1,0 +1,46 @@
+"""The inside of a published volume that pods can only read, opened so that its content can be replaced.
+
+For volumes whose files are ours: `secret`, `identity`. Through a copy of the mount that nobody else sees.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nodeplug.core.errors import NotFound, doing
+from nodeplug.kernel import fsmount, libc, mount
+
+
+def writable(target: str, source: str) -> Writable:
+    """In a `with` block: a descriptor of the volume at `target`, whose mount has that `source` in mountinfo.
+
+    Raises `NotFound` when another or nothing is mounted there.
+    """
+    return Writable(target, source)
+
+
+class Writable:
+    """See `writable`."""
+
+    __slots__ = ("_fd", "_source", "_target")
+
+    def __init__(self, target: str, source: str) -> None:
+        self._target = target
+        self._source = source
+        self._fd = -1
+
+    def __enter__(self) -> int:
+        there = mount.find(self._target)
+        if there is None or there.source != self._source:
+            raise NotFound(f"no {self._source} is mounted at {self._target}")
+        with doing(f"cannot open the volume at {self._target}"):
+            self._fd = fsmount.clone(libc.AT_FDCWD, self._target)
+            try:
+                fsmount.set_attributes(self._fd, off=fsmount.RDONLY, private=True)
+            except BaseException:
+                os.close(self._fd)
+                raise
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
