@@ -76,6 +76,20 @@ def decode(cls: type[R], data: object, *, unknown: Unknown = "refuse", fold_case
     return found
 
 
+def encode(record: Record) -> dict[str, object]:
+    """What `decode` reads back, for JSON: keys by their names in documents, tuples as lists.
+
+    A field that no document has is left out; a secret is refused by the writer of JSON.
+    """
+    return {key.name or field: _encoded(getattr(record, field)) for field, key in record._keys.items()}
+
+
+def _encoded(value: object) -> object:
+    if isinstance(value, Record):
+        return encode(value)
+    return [_encoded(item) for item in value] if isinstance(value, tuple) else value
+
+
 def _record(cls: type[R], data: object, at: Place) -> R | None:
     """The record, or None when problems were noted."""
     if not isinstance(data, dict):

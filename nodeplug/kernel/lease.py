@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import signal
 
 
 def is_written(fd: int) -> bool | None:
@@ -14,6 +13,8 @@ def is_written(fd: int) -> bool | None:
     that moment waits no longer than that. None where it cannot be asked: no leases on this file system, or the file is
     another user's and the process lacks CAP_LEASE.
     """
+    import signal
+
     # A lease that is broken tells its holder by SIGIO, whose default is to end him; SIGURG's is to do nothing.
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     try:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import nodeplug
 from nodeplug.core.errors import ConfigInvalid, Error, TryAgain
-from nodeplug.ops import shim, stage
+from nodeplug.ops import flexplaces, kubelet, shim, stage
 from nodeplug.ops.install import Directory
 from nodeplug.ops.place import Change, Door, Leaving
 from nodeplug.worker import settings, world
@@ -62,19 +62,25 @@ def contracts() -> dict[str, list[str]]:
     return {"cni": list(VERSIONS)} | spoken
 
 
+_CLIENT = tuple(f"worker/{name}.py" for name in ("__init__", "frames", "launcher", "wire"))
+
+
 def door(contract: str) -> Door:
     """What is installed for a contract."""
-    if contract != "cni":
-        raise ConfigInvalid(f"nothing can be installed for {contract!r}", hint="there is cni")
+    if contract not in _DOORS:
+        raise ConfigInvalid(f"nothing can be installed for {contract!r}", hint=f"there is {', '.join(_DOORS)}")
+    return _DOORS[contract]()
+
+
+def _cni() -> Door:
     from nodeplug.cni import lastwords, leaving
     from nodeplug.cni.dispatch import IPAM, PLUGINS
     from nodeplug.cni.reference import census
 
-    client = tuple(f"worker/{name}.py" for name in ("__init__", "frames", "launcher", "wire"))
     calls, answer = lastwords.leaving()
     return Door(
         launcher="nodeplug-cni",
-        parts=("core", "kernel", "cni", *client),
+        parts=("core", "kernel", "cni", *_CLIENT),
         module="nodeplug.cni.main",
         names=tuple(sorted({*PLUGINS, *IPAM})),
         socket=f"{settings.DIRECTORY}/cni.sock",
@@ -87,6 +93,23 @@ def door(contract: str) -> Door:
             note=lambda directory, names: leaving.note(str(directory), names),
         ),
     )
+
+
+def _flexvolume() -> Door:
+    from nodeplug.flexvolume import lastwords
+    from nodeplug.volumes.service import DRIVERS
+
+    return Door(
+        launcher="nodeplug-flexvolume",
+        parts=("core", "kernel", "volumes", "flexvolume", *_CLIENT),
+        module="nodeplug.flexvolume.main",
+        names=tuple(sorted(DRIVERS)),
+        socket=f"{settings.DIRECTORY}/flexvolume.sock",
+        absent=lastwords.absent(),
+    )
+
+
+_DOORS = {"cni": _cni, "flexvolume": _flexvolume}
 
 
 def cni_attachments() -> dict[str, list[str]]:
@@ -134,6 +157,34 @@ destination = click.option(
 )
 
 
+volume_plugins = click.option(
+    "--dest",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="The directory the kubelet looks in; else what the running kubelet says, or its default.",
+)
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=flexplaces.STORE,
+    show_default=True,
+    help="Where what drivers need is kept: not in the directory that the kubelet watches.",
+)
+interpreter = click.option(
+    "--python",
+    type=click.Path(path_type=Path),
+    default=stage.PYTHON,
+    show_default=True,
+    help="The interpreter that runs them.",
+)
+shim_kind = click.option(
+    "--shim",
+    "kind",
+    type=click.Choice(["auto", "c", "python"]),
+    default="auto",
+    show_default=True,
+    help="What the files are: a small program that asks nodeplugd (c), Python that does (python), or what can be had.",
+)
 host = click.option(
     "--host",
     "process",
@@ -153,21 +204,8 @@ def install() -> None:
 @destination
 @click.option("--only", default="", metavar="A,B", help="These plugins only.")
 @click.option("--replace", is_flag=True, help="Put foreign files of these names aside; uninstall puts them back.")
-@click.option(
-    "--python",
-    type=click.Path(path_type=Path),
-    default=stage.PYTHON,
-    show_default=True,
-    help="The interpreter that runs them.",
-)
-@click.option(
-    "--shim",
-    "kind",
-    type=click.Choice(["auto", "c", "python"]),
-    default="auto",
-    show_default=True,
-    help="What the files are: a small program that asks nodeplugd (c), Python that does (python), or what can be had.",
-)
+@interpreter
+@shim_kind
 @host
 @as_json
 def install_cni(dest: Path, only: str, replace: bool, python: Path, kind: Kind, process: str, as_json: bool) -> None:
@@ -183,6 +221,25 @@ def install_cni(dest: Path, only: str, replace: bool, python: Path, kind: Kind, 
     else:
         changes = place.install(what, only=chosen, replace=replace, python=python, kind=kind)
     _show(changes, dest, as_json=as_json)
+
+
+@install.command("flexvolume")
+@volume_plugins
+@store_option
+@click.option("--only", default="", metavar="A,B", help="These drivers only.")
+@click.option("--replace", is_flag=True, help="Put foreign executables of these names aside; uninstall restores them.")
+@interpreter
+@shim_kind
+@as_json
+def install_flexvolume(
+    dest: Path | None, store: Path, only: str, replace: bool, python: Path, kind: Kind, as_json: bool
+) -> None:
+    """One directory per driver, nodeplug.dev~NAME, in the kubelet's plugin directory. Repeating it upgrades them."""
+    found = _plugin_directory(dest)
+    chosen = [name.strip() for name in only.split(",") if name.strip()]
+    drivers = flexplaces.Drivers(found.path.absolute(), store=store.absolute())
+    changes = drivers.install(door("flexvolume"), only=chosen, replace=replace, python=python, kind=kind)
+    _show(changes, found.path, as_json=as_json, by=found.by)
 
 
 @click.group()
@@ -221,13 +278,29 @@ def uninstall_cni(dest: Path, only: str, drain: bool, wait: float, process: str,
         place.uninstall(leaving, only=sorted(left), drain=True)
 
 
-def _show(changes: list[Change], dest: Path, *, as_json: bool) -> None:
+@uninstall.command("flexvolume")
+@volume_plugins
+@store_option
+@as_json
+def uninstall_flexvolume(dest: Path | None, store: Path, as_json: bool) -> None:
+    """Remove what install put there, unless volumes of it are published; what is not nodeplug's stays."""
+    found = _plugin_directory(dest)
+    changes = flexplaces.Drivers(found.path.absolute(), store=store.absolute()).uninstall()
+    _show(changes, found.path, as_json=as_json, by=found.by)
+
+
+def _plugin_directory(dest: Path | None) -> kubelet.Found:
+    return kubelet.Found(dest, "") if dest is not None else kubelet.plugin_directory()
+
+
+def _show(changes: list[Change], dest: Path, *, as_json: bool, by: str = "") -> None:
+    """`by` says how the directory was found where nobody named it."""
     if as_json:
-        click.echo(
-            json.dumps({"directory": str(dest), "plugins": {each.name: each.what for each in changes}}, indent=2)
-        )
+        told = {"directory": str(dest), **({"found": by} if by else {})}
+        click.echo(json.dumps({**told, "plugins": {each.name: each.what for each in changes}}, indent=2))
         return
-    table = Table(title=str(dest), title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
+    Console().print(f"{dest} ({by})" if by else str(dest), style="italic", highlight=False, soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for each in changes:
         table.add_row(each.name, each.what)
     Console().print(table)

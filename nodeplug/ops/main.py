@@ -34,6 +34,10 @@ COMMANDS = {
 }
 DOORS = {
     "cni": ("nodeplug.cni.cli:cli", "Run network plugins as a container runtime does; collect what was left behind."),
+    "flexvolume": (
+        "nodeplug.flexvolume.cli:cli",
+        "FlexVolume drivers in any language: what a kubelet makes of them, and what is wrong.",
+    ),
     "device": ("nodeplug.deviceplugin.cli:cli", "Devices of this node: what is found, offered and in use, and why."),
     "identity": (
         "nodeplug.volumes.identity.cli:cli",

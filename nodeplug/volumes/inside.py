@@ -1,6 +1,7 @@
 """The inside of a published volume that pods can only read, opened so that its content can be replaced.
 
-For volumes whose files are ours: `secret`, `identity`. Through a copy of the mount that nobody else sees.
+For volumes whose files are ours (`secret`, `identity`) or whose bounds are (`log`). Through a copy of the mount that
+nobody else sees.
 """
 
 from __future__ import annotations
@@ -33,14 +34,20 @@ class Writable:
         there = mount.find(self._target)
         if there is None or there.source != self._source:
             raise NotFound(f"no {self._source} is mounted at {self._target}")
-        with doing(f"cannot open the volume at {self._target}"):
-            self._fd = fsmount.clone(libc.AT_FDCWD, self._target)
-            try:
-                fsmount.set_attributes(self._fd, off=fsmount.RDONLY, private=True)
-            except BaseException:
-                os.close(self._fd)
-                raise
+        self._fd = open_writable(self._target)
         return self._fd
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
+
+
+def open_writable(target: str) -> int:
+    """Likewise whatever is mounted at `target`, to be closed by the caller."""
+    with doing(f"cannot open the volume at {target}"):
+        found = fsmount.clone(libc.AT_FDCWD, target)
+        try:
+            fsmount.set_attributes(found, off=fsmount.RDONLY, private=True)
+        except BaseException:
+            os.close(found)
+            raise
+    return found

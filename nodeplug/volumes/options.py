@@ -5,7 +5,7 @@ Used by back-ends in their `options` records, beside those of core.document.
 
 from __future__ import annotations
 
-from nodeplug.core.document import Wrong, expects, size, text
+from nodeplug.core.document import Wrong, duration, expects, size, text
 from nodeplug.volumes.sizes import exact
 
 TYPE_CHECKING = False
@@ -73,6 +73,19 @@ def some_size(value: Any, at: Place) -> int:
 def limit(value: Any, at: Place) -> int:
     """Bytes, in settings."""
     return size(value, at)
+
+
+def _in_units(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f'"{seconds // length:g}{unit}"'
+    return f'"{seconds:g}s"'
+
+
+@expects('a duration: seconds, or a number with ms, s, m, h or d ("90s", "12h")', shown=_in_units)
+def span(value: Any, at: Place) -> float:
+    """Seconds."""
+    return duration(value, at)
 
 
 @expects("a name of lower-case letters, digits and dashes within, at most 63 characters, or nothing")

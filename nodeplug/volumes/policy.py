@@ -7,11 +7,11 @@ allows it; the refusal has the lines that would. Reading settings is a door's bu
 from __future__ import annotations
 
 from nodeplug.core import paths
-from nodeplug.core.document import absolute_path, array, boolean, choice, duration, integer, name, nested, text
+from nodeplug.core.document import absolute_path, array, boolean, choice, integer, name, nested, text
 from nodeplug.core.errors import PermissionRefused
 from nodeplug.core.record import Record, key
 from nodeplug.volumes.contract import Grant
-from nodeplug.volumes.options import limit
+from nodeplug.volumes.options import limit, span
 from nodeplug.volumes.sizes import exact, shown
 
 TYPE_CHECKING = False
@@ -79,9 +79,9 @@ class IdentityLimits(Record):
     """`[volumes.identity]`."""
 
     directory: str = key(absolute_path, default=paths.VAR + "/ca", help="where the node's authority is; 0700")
-    longest: float = key(duration, default=86400.0, help="how long a certificate may be valid; a day at most")
+    longest: float = key(span, default=86400.0, help="how long a certificate may be valid; a day at most")
     overlap: float = key(
-        duration, default=86400.0, help="how long a new root is shown to all pods before anything is signed under it"
+        span, default=86400.0, help="how long a new root is shown to all pods before anything is signed under it"
     )
     node_days: int = key(
         integer(1, 3650), default=30, help="days that an authority is valid which a node makes for itself"
@@ -93,6 +93,16 @@ class IdentityLimits(Record):
     python: str = key(
         text, default="", help="the interpreter that signs for executed plugins; empty: the one noted by nodeplugd"
     )
+
+
+class LogLimits(Record):
+    """`[volumes.log]`."""
+
+    largest: int = key(limit, default=1 << 30, help="bytes a volume may have where no rule says more")
+    directory: str = key(
+        absolute_path, default=paths.LOG + "/pods", help="where collectors of the node find the pods' logs"
+    )
+    linger: float = key(span, default=3600.0, help="how long logs may stay after their pod, at most")
 
 
 class Policy(Record):
@@ -108,6 +118,7 @@ class Policy(Record):
     loop: ImageLimits = key(nested(ImageLimits), default=ImageLimits(), help="volumes in image files")
     overlay: OverlayLimits = key(nested(OverlayLimits), default=OverlayLimits(), help="writable copies")
     identity: IdentityLimits = key(nested(IdentityLimits), default=IdentityLimits(), help="certificates")
+    log: LogLimits = key(nested(LogLimits), default=LogLimits(), help="logs")
 
     def grant(self, request: Request, *, size: int = 0, scope: str = "pod", wanted: Sequence[str] = ()) -> Grant:
         """What the request may have. `wanted` are the host paths it names: `Grant.roots` has the root of each.

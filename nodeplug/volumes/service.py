@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DRIVERS = {
     "bind": "nodeplug.volumes.bind:Bind",
     "identity": "nodeplug.volumes.identity.volume:Identity",
+    "log": "nodeplug.volumes.log.volume:Log",
     "loop": "nodeplug.volumes.loop:Loop",
     "overlay": "nodeplug.volumes.overlay:Overlay",
     "secret": "nodeplug.volumes.secret:SecretFiles",

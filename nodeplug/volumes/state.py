@@ -28,6 +28,8 @@ _SUFFIX = ".json"
 
 STEPS = {
     "IdentityFiles": "nodeplug.volumes.identity.volume:IdentityFiles",
+    "LogImage": "nodeplug.volumes.log.volume:LogImage",
+    "LogKept": "nodeplug.volumes.log.volume:LogKept",
     "ImageFile": "nodeplug.volumes.imagefile:ImageFile",
     "Staged": "nodeplug.volumes.stage:Staged",
 }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TABLE = {
     "dhcp": "nodeplug.cni.ipam.dhcp.renewal:Renewal",
     "identity": "nodeplug.volumes.identity.chore:IdentityChore",
+    "logs": "nodeplug.volumes.log.chore:LogChore",
 }
 """Name -> "module:Class". Each name is also a key of `[worker.chores]` (`nodeplug.worker.settings.ChoresSettings`)."""
 

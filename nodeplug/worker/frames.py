@@ -23,7 +23,7 @@ KIB = 1024
 LIMITS = {
     REQUEST: (256 * KIB, 256 * KIB, 4096 * KIB),  # argv, environ, stdin
     LAST_WORDS: (64 * KIB, 64 * KIB, 0),  # stdout, stderr, nothing
-    ANSWER: (8192 * KIB, 1024 * KIB, 0),
+    ANSWER: (8192 * KIB, 1024 * KIB, 4 * KIB),  # and a path that must be a mount point for the client, or nothing
 }
 PATIENCE_MAX = 3600.0  # seconds
 FILES = ("netns",)  # bit n of a request's flags: the descriptor of that name in `Call.files` came along
@@ -78,7 +78,8 @@ def encode_last_words(words: LastWords) -> bytes:
 
 def encode_answer(answer: Answer) -> bytes:
     """The bytes of an answer. Raises `Malformed` when it does not fit the wire."""
-    return _frame(ANSWER, 0, _exit_code(answer.code), (answer.stdout, answer.stderr, b""))
+    mounted = _strings([answer.mounted])[:-1]
+    return _frame(ANSWER, 0, _exit_code(answer.code), (answer.stdout, answer.stderr, mounted))
 
 
 def decode_header(header: bytes, kinds: tuple[int, ...]) -> Frame:
@@ -125,8 +126,11 @@ def decode_request(frame: Frame, body: bytes, descriptors: tuple[int, ...], *, c
 
 def decode_response(frame: Frame, body: bytes) -> LastWords | Answer:
     """The last words or the answer of a header and the bytes after it."""
-    stdout, stderr, _nothing = _parts(frame, body)
-    answer = Answer(code=frame.number, stdout=stdout, stderr=stderr)
+    stdout, stderr, mounted = _parts(frame, body)
+    if mounted and (b"\0" in mounted or not mounted.startswith(b"/")):
+        raise Malformed("what a mount point's path can never be")
+    path = mounted.decode("utf-8", "surrogateescape")
+    answer = Answer(code=frame.number, stdout=stdout, stderr=stderr, mounted=path)
     if frame.kind == LAST_WORDS:
         return LastWords(answer=answer, yourself=bool(frame.flags & YOURSELF_FIRST))
     return answer

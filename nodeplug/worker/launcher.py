@@ -1,8 +1,8 @@
 """The worker as a launcher sees it: asked first, before anything of the door is imported.
 
 `ask` does what shim.c does, with the same two words of contracts: CNI_COMMAND tells whether stdin holds a
-configuration, CNI_NETNS which namespace to open for the worker, which opens no path that it is sent. Imported only
-where the worker's socket exists. Exec dialect.
+configuration, CNI_NETNS which namespace to open for the worker, which opens no path that it is sent. What comes with
+arguments and no CNI_COMMAND has nothing on stdin. Imported only where the worker's socket exists. Exec dialect.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PATIENCE = 90.0
-"""Seconds for an answer; runtimes give up after two to four minutes, and running the call here takes its time too."""
+PATIENCE = {"cni": 90.0, "flexvolume": 55.0}
+"""Seconds for an answer; callers give up after two to four minutes, and running the call here takes its time too."""
 
 _LARGEST = 16 << 20
 
 
-def ask(path: str, contract: str, argv: Sequence[str]) -> bytes | None:
-    """Have the worker at the socket `path` answer this process's call: with an answer, print it and end.
+def ask(path: str, contract: str, argv: Sequence[str], *, out: int = 1) -> bytes | None:
+    """Have the worker at the socket `path` answer this process's call: with an answer, print it on `out` and end.
 
     Otherwise the call is to be run here: returns what was read from stdin; None when nothing has been.
     """
@@ -51,12 +51,12 @@ def ask(path: str, contract: str, argv: Sequence[str]) -> bytes | None:
             files={} if netns is None else {"netns": netns},
         )
         # Last words are for those who cannot run the call themselves.
-        outcome = wire.ask(path, call, deadline=time.monotonic() + PATIENCE)
+        outcome = wire.ask(path, call, deadline=time.monotonic() + PATIENCE[contract])
     finally:
         if netns is not None:
             os.close(netns)
     if isinstance(outcome, Answer):
-        _finish(outcome)
+        _finish(outcome, out)
     return stdin
 
 
@@ -80,7 +80,7 @@ def step_aside(private: str, argv: Sequence[str]) -> None:
             text = files.read_bounded(path, _LARGEST)
         except (OSError, Malformed):
             return
-        _finish(Answer(code=1, stdout=text))
+        _finish(Answer(code=1, stdout=text), 1)
 
 
 def _read() -> bytes:
@@ -101,11 +101,11 @@ def _open(path: str) -> int | None:
         return None
 
 
-def _finish(answer: Answer) -> None:
+def _finish(answer: Answer, out: int) -> None:
     code = answer.code
     try:
         files.write_all(2, answer.stderr)
-        files.write_all(1, answer.stdout)
+        files.write_all(out, answer.stdout)
     except OSError:
         code = code or 1  # the caller has gone, or its pipe has
     os._exit(code)

@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 import nodeplug
+from nodeplug.cni import main as cni_main
 from nodeplug.core import config, paths
 from nodeplug.core.errors import Error
 from nodeplug.core.log import Event as LogEvent
@@ -107,7 +108,7 @@ def _collect(found: WorkerSettings, log: Log) -> int:
         log.write(LogEvent(contract="worker", op="collect", level=level, outcome="note", message=message))
 
     try:
-        collector.run(found, log=doors.DOORS["cni"].open_log(), note=note)
+        collector.run(found, log=cni_main.open_log(), note=note)
     except Error as error:
         note(f"not everything was collected: {error}", level="error")
         return exit_code(error)

@@ -35,7 +35,7 @@ class Pool:
         self._changed = threading.Condition()
         self._waiting: deque[Arrived] = deque()
         self._threads = 0
-        self._idle = 0
+        self._idle = 0  # those that are starting among them: one of what waits is theirs
         self._closed = False
         self.finished = 0
         """Requests served to their end."""
@@ -44,14 +44,13 @@ class Pool:
         """Have it served; False when there is no room."""
         with self._changed:
             spare = self._idle - len(self._waiting)
-            if self._closed or (spare <= 0 and self._threads >= self._most and len(self._waiting) >= self._room):
+            if self._closed or (self._threads >= self._most and -spare >= self._room and spare <= 0):
                 return False
             self._waiting.append(arrived)
             if spare > 0:
                 self._changed.notify()
             elif self._threads < self._most:
-                self._threads += 1
-                threading.Thread(target=self._run, name=THREAD, daemon=True).start()
+                self._start()
             return True
 
     @property
@@ -77,6 +76,11 @@ class Pool:
             arrived.close()
         return ended and not left_over
 
+    def _start(self) -> None:
+        self._threads += 1
+        self._idle += 1
+        threading.Thread(target=self._run, name=THREAD, daemon=True).start()
+
     def _run(self) -> None:
         seat = Seat(self._crowd)
         company.join(seat)
@@ -84,6 +88,8 @@ class Pool:
             while (arrived := self._next()) is not None:
                 self._serve(arrived, seat)
                 del arrived
+                with self._changed:
+                    self._idle += 1
                 self.finished += 1
         except Stranded:
             pass  # told by who served; this thread must do nothing more
@@ -91,13 +97,11 @@ class Pool:
             with self._changed:
                 self._threads -= 1
                 if self._waiting and not self._closed:
-                    self._threads += 1
-                    threading.Thread(target=self._run, name=THREAD, daemon=True).start()
+                    self._start()
                 self._changed.notify_all()
 
     def _next(self) -> Arrived | None:
         with self._changed:
-            self._idle += 1
             while not self._waiting and not self._closed:
                 self._changed.wait()
             self._idle -= 1

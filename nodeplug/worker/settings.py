@@ -26,6 +26,7 @@ class ChoresSettings(Record):
 
     dhcp: bool = key(document.boolean, default=True, help="renew the leases of the address manager dhcp")
     identity: bool = key(document.boolean, default=True, help="replace the certificates of the volume identity in time")
+    logs: bool = key(document.boolean, default=True, help="rotate the logs of the volume log, and drop the oldest")
 
 
 class WorkerSettings(Record):

@@ -1,9 +1,11 @@
 /* What a runtime executes in place of a plugin: it has the warm worker answer, or else runs the launcher.
  *
  * Everything is found beside this file, by /proc/self/exe: .nodeplug/worker.sock, .nodeplug/exec (the launcher) and
- * .nodeplug/absent (what to say where neither can be had); .nodeplug/leaving and old/ while plugins are taken out. docs/wire.md has the frames and what a client does, step by
- * step; docs/worker.md has the form of `absent`. Two variables mean something: CNI_COMMAND tells whether stdin holds a
- * configuration, CNI_NETNS which namespace to open for the worker, which opens no path that it is sent.
+ * .nodeplug/absent (what to say where neither can be had); .nodeplug/leaving and old/ while plugins are taken out.
+ * docs/wire.md has the frames and what a client does, step by step; docs/worker.md the form of `absent`. Two variables mean something: CNI_COMMAND tells whether stdin holds a
+ * configuration, CNI_NETNS which namespace to open for the worker, which opens no path that it is sent. Arguments
+ * without CNI_COMMAND are a FlexVolume call: nothing is on stdin, secrets may be among them, and the caller takes all
+ * that is written, to whichever descriptor, for one JSON value.
  *
  * Build: cc -std=gnu11 -O2 -static -ffreestanding -nostdlib -fno-stack-protector -o shim shim.c; or, with a C library,
  * cc -std=gnu11 -O2 -static -o shim shim.c
@@ -11,17 +13,18 @@
 #include "bare.h"
 
 enum { REQUEST = 1, LAST_WORDS = 2, ANSWER = 3, HEADER = 24, KIB = 1024 };
-enum { GREETING = 2000, PATIENCE = 90000, STDIN_PATIENCE = 30000, RETRY = 200 }; /* milliseconds */
+enum { GREETING = 2000, PATIENCE = 90000, VERB_PATIENCE = 55000, STDIN_PATIENCE = 30000, RETRY = 200 }; /* ms */
 enum { ARGV_MOST = 256 * KIB, STDIN_MOST = 4096 * KIB, STDIN_READ = 16384 * KIB + 1, ABSENT_MOST = 64 * KIB };
 enum { WORDS_MOST = 64 * KIB, OUT_MOST = 8192 * KIB, ERR_MOST = 1024 * KIB, PATH_MOST = 4096 };
+enum { MOUNTED_MOST = 4 * KIB, MOUNT_POINT = 4 }; /* which field of mountinfo, counted from 0 */
 
 struct bytes { const char *data; size_t size; };
-struct reply { int known, yourself, code; struct bytes out, err; };
-struct call { char *name, **arguments, **environ; struct bytes argv, env, in; };
+struct reply { int known, yourself, code; struct bytes out, err, mounted; };
+struct call { char *name, *verb, **arguments, **environ; struct bytes argv, env, in; };
 
 /* What is not used of these is never there. */
 static char stdin_space[STDIN_READ], argv_space[ARGV_MOST], env_space[ARGV_MOST], absent_space[ABSENT_MOST];
-static char words_space[2][2 * WORDS_MOST], answer_space[OUT_MOST + ERR_MOST];
+static char words_space[2][2 * WORDS_MOST], answer_space[OUT_MOST + ERR_MOST + MOUNTED_MOST];
 
 static int ready(int fd, short events, int64_t deadline)
 {
@@ -186,21 +189,53 @@ static int receive_reply(int fd, struct reply *reply, int *kind, int64_t deadlin
 	if (!receive(fd, h, HEADER, deadline))
 		return 0;
 	int last = h[6] == LAST_WORDS;
-	uint32_t code = get(h + 8, 4), out = get(h + 12, 4), err = get(h + 16, 4);
+	uint32_t code = get(h + 8, 4), out = get(h + 12, 4), err = get(h + 16, 4), mounted = get(h + 20, 4);
 	if (!equal(h, "npwr", 4) || get(h + 4, 2) != 1 || (h[6] != LAST_WORDS && h[6] != ANSWER))
 		return 0;
-	if (h[7] & ~(last ? 1 : 0) || code > 255 || get(h + 20, 4) != 0)
+	if (h[7] & ~(last ? 1 : 0) || code > 255 || mounted > (uint32_t)(last ? 0 : MOUNTED_MOST))
 		return 0;
 	if (out > (uint32_t)(last ? WORDS_MOST : OUT_MOST) || err > (uint32_t)(last ? WORDS_MOST : ERR_MOST))
 		return 0;
 	char *body = last ? words_space[turn] : answer_space;
-	if (!receive(fd, body, (size_t)out + err, deadline))
+	if (!receive(fd, body, (size_t)out + err + mounted, deadline))
 		return 0;
 	if (last)
 		turn = !turn;
 	*kind = h[6];
-	*reply = (struct reply){ 1, h[7] & 1, (int)code, { body, out }, { body + out, err } };
+	*reply = (struct reply){ 1, h[7] & 1, (int)code, { body, out }, { body + out, err }, { body + out + err, mounted } };
 	return 1;
+}
+
+/* Whether something is mounted on exactly this path here. mountinfo has white space and backslashes as three digits. */
+static int is_mounted(struct bytes path)
+{
+	static char part[16 * KIB];
+	int fd = sys_open(AT_FDCWD, "/proc/self/mountinfo", O_RDONLY | O_CLOEXEC), found = 0;
+	int field = 0, same = 1, digits = 0, value = 0;
+	size_t at = 0;
+	for (long n; fd >= 0 && !found && (n = sys_read(fd, part, sizeof part)) > 0;)
+		for (long i = 0; i < n && !found; i++) {
+			char c = part[i];
+			if (c == '\n') {
+				field = 0, same = 1, digits = 0, at = 0;
+			} else if (c == ' ') {
+				found = field++ == MOUNT_POINT && same && at == path.size;
+			} else if (field == MOUNT_POINT && c == '\\') {
+				digits = 3, value = 0;
+			} else if (field == MOUNT_POINT) {
+				if (digits > 0) {
+					value = value << 3 | (c - '0');
+					c = (char)value;
+				}
+				if (digits == 0 || --digits == 0) {
+					same = same && at < path.size && path.data[at] == c;
+					at++;
+				}
+			}
+		}
+	if (fd >= 0)
+		sys_close(fd);
+	return found;
 }
 
 /* Ask the worker: whether `reply` is its answer, or its last words without "run it yourself". Otherwise `reply` has its
@@ -222,16 +257,31 @@ static int ask(int directory, const struct call *call, struct reply *reply, int6
 	if (fd < 0)
 		return 0;
 	if (send_request(fd, call, greeted, deadline))
-		while (kind != ANSWER && receive_reply(fd, reply, &kind, reply->known ? deadline : greeted))
-			continue;
+		for (struct reply next; receive_reply(fd, &next, &kind, reply->known ? deadline : greeted);) {
+			if (kind == ANSWER && next.mounted.size > 0 && !is_mounted(next.mounted)) {
+				kind = 0; /* it was mounted where the caller does not see it */
+				break;
+			}
+			*reply = next;
+			if (kind == ANSWER)
+				break;
+		}
 	sys_close(fd);
 	return kind == ANSWER || (reply->known && !reply->yourself);
 }
 
-/* Be the launcher, which reads on stdin what was read here. Returns when there is none that can run. */
+/* Be the launcher, which reads on stdin what was read here; the arguments of a verb too, for everybody may see those of
+ * a process. Returns when there is none that can run. */
 static void run(const char *path, const struct call *call, int read_stdin)
 {
-	size_t count = 0;
+	size_t count = 0, named = length(call->name) + 1;
+	char *hidden[] = { (char *)path, call->name, (char *)"-", NULL };
+	if (call->verb != NULL) {
+		/* Without any they were more than a volume ever needs. */
+		if (call->argv.size > named && sys_read_again(call->argv.data + named, call->argv.size - named))
+			sys_execve(path, hidden, call->environ);
+		return;
+	}
 	while (call->arguments[count] != NULL)
 		count++;
 	char *argv[count + 3];
@@ -253,10 +303,43 @@ static long number(const char **at)
 	return value;
 }
 
-/* The first line of `absent` that is for this call, taken apart: seconds, exit code, which call, stdout. */
-static struct reply absent(int directory, char **environ, long *seconds)
+/* Whether a line of `absent` is for this call: `*`, a variable and its value, a verb, or a name, a slash and a verb. */
+static int is_for(const struct call *call, const char *which, size_t size)
+{
+	size_t named = length(call->name);
+	int is_variable = 0;
+	for (size_t i = 0; i < size; i++)
+		is_variable |= which[i] == '=';
+	for (char **e = call->environ; is_variable && *e != NULL; e++)
+		if (length(*e) == size && equal(*e, which, size))
+			return 1;
+	if (is_variable || (size == 1 && *which == '*'))
+		return !is_variable;
+	if (size > named && equal(which, call->name, named) && which[named] == '/') {
+		which += named + 1;
+		size -= named + 1;
+	}
+	return call->verb != NULL && length(call->verb) == size && equal(call->verb, which, size);
+}
+
+/* What to say where there is nothing at all. A driver whose init is not supported is not loaded, which is right for a
+ * controller manager that has been given no more than this file. */
+static struct reply nothing(const struct call *call)
 {
 	static const char said[] = "nodeplug: there is neither a worker nor a launcher here, nor a file that says what to answer\n";
+	static const char init[] = "{\"status\":\"Not supported\"}\n";
+	static const char verb[] = "{\"status\":\"Failure\",\"message\":\"nodeplug: there is neither a worker nor a launcher "
+				   "here; run nodeplug install flexvolume\"}\n";
+	if (call->verb == NULL)
+		return (struct reply){ .known = 1, .code = 1, .err = { said, sizeof said - 1 } };
+	if (length(call->verb) == 4 && equal(call->verb, "init", 4))
+		return (struct reply){ .known = 1, .out = { init, sizeof init - 1 } };
+	return (struct reply){ .known = 1, .out = { verb, sizeof verb - 1 } };
+}
+
+/* The first line of `absent` that is for this call, taken apart: seconds, exit code, which call, stdout. */
+static struct reply absent(int directory, const struct call *call, long *seconds)
+{
 	int fd = sys_open(directory, ".nodeplug/absent", O_RDONLY | O_CLOEXEC);
 	struct bytes all = { absent_space, 0 };
 	if (fd >= 0)
@@ -277,14 +360,11 @@ static struct reply absent(int directory, char **environ, long *seconds)
 		size_t size = (size_t)(text - which);
 		if (text == newline)
 			continue;
-		int ours = size == 1 && *which == '*';
-		for (char **e = environ; !ours && *e != NULL; e++)
-			ours = length(*e) == size && equal(*e, which, size);
-		if (ours)
-			return (struct reply){ 1, 0, code, { text + 1, (size_t)(newline - text - 1) }, { NULL, 0 } };
+		if (is_for(call, which, size))
+			return (struct reply){ .known = 1, .code = code, .out = { text + 1, (size_t)(newline - text - 1) } };
 	}
 	*seconds = 0;
-	return (struct reply){ 1, 0, 1, { NULL, 0 }, { said, sizeof said - 1 } };
+	return nothing(call);
 }
 
 /* Whether the file has a line that stands among the variables. */
@@ -315,7 +395,8 @@ static int step_aside(const char *path, char **argv, char **environ, struct repl
 	int fd = sys_open(AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return 0;
-	*reply = (struct reply){ 1, 0, 1, read_all(fd, absent_space, ABSENT_MOST, now() + GREETING), { NULL, 0 } };
+	struct bytes text = read_all(fd, absent_space, ABSENT_MOST, now() + GREETING);
+	*reply = (struct reply){ .known = 1, .code = 1, .out = text };
 	return 1;
 }
 
@@ -334,8 +415,9 @@ static int start(int argc, char **argv, char **environ)
 {
 	static char self[PATH_MOST];
 	const char *command = variable(environ, "CNI_COMMAND");
+	int is_verb = argc > 1 && !*command;
 	int read_stdin = *command && !(length(command) == 7 && equal(command, "VERSION", 7));
-	int64_t begun = now();
+	int64_t begun = now(), deadline = begun + (is_verb ? VERB_PATIENCE : PATIENCE);
 	long seconds, size = sys_readlink("/proc/self/exe", self, sizeof self - 1);
 	struct pollfd standard[] = { { .fd = 0 }, { .fd = 1 }, { .fd = 2 } };
 	sys_poll(standard, 3, 0);
@@ -345,8 +427,11 @@ static int start(int argc, char **argv, char **environ)
 	char *slash = NULL, *name = argc > 0 && *argv[0] ? argv[0] : self;
 	for (char *c = self; size > 0 && *c; c++)
 		slash = *c == '/' ? c : slash;
-	if (slash == NULL)
-		return 1;
+	if (slash == NULL) { /* no /proc, and so nothing beside this file */
+		struct call lost = { .name = name, .verb = is_verb ? argv[1] : NULL };
+		struct reply last = nothing(&lost);
+		return finish(&last);
+	}
 	for (char *c = name; *c; c++)
 		name = *c == '/' ? c + 1 : name;
 	*slash = 0;
@@ -362,17 +447,23 @@ static int start(int argc, char **argv, char **environ)
 	call.in = (struct bytes){ stdin_space, 0 };
 	if (read_stdin)
 		call.in = read_all(0, stdin_space, STDIN_READ, begun + STDIN_PATIENCE);
+	if (is_verb) {
+		call.verb = argv[1];
+		sys_forbid_dumps();
+		for (char **argument = argv + 2; *argument != NULL; argument++)
+			memset(*argument, 0, length(*argument)); /* which /proc shows to everybody */
+	}
 
-	if (*command && ask(directory, &call, &words, begun + PATIENCE)) /* without, a person looks for what this is */
+	if ((*command || is_verb) && ask(directory, &call, &words, deadline)) /* else a person looks for what this is */
 		return finish(&words);
 	run(beside(self, end, "/.nodeplug/exec", ""), &call, read_stdin);
 
 	/* No Python here. The worker may be back soon. */
-	struct reply last = absent(directory, environ, &seconds);
+	struct reply last = absent(directory, &call, &seconds);
 	while (now() < begun + seconds * 1000) {
 		sys_poll(NULL, 0, RETRY);
 		struct reply again = { .known = 0 };
-		if (ask(directory, &call, &again, begun + PATIENCE))
+		if (ask(directory, &call, &again, deadline))
 			return finish(&again);
 		if (again.known)
 			words = again;

@@ -118,16 +118,33 @@ def _await_answer(connection: socket, *, greeted: float, deadline: float) -> Ans
             buffer += data
             while (taken := _take(buffer)) is not None:
                 response, buffer = taken
-                if isinstance(response, Answer):
+                if isinstance(response, LastWords):
+                    last = response
+                elif _holds(response):
                     return response
-                last = response
+                else:
+                    return _without(last, f"what it mounted on {response.mounted} is not to be seen here")
         late = time.monotonic() >= (deadline if last else greeted)
         reason = "no answer in time" if late else "it ended the connection without an answer"
     except (OSError, Malformed, VersionUnsupported) as error:
         reason = str(error)
+    return _without(last, reason)
+
+
+def _without(last: LastWords | None, reason: str) -> Answer | Fallback:
+    """The outcome where no answer came, or none that holds."""
     if last is not None and not last.yourself:
         return last.answer
     return Fallback(reason=reason, last_words=last.answer if last else None)
+
+
+def _holds(answer: Answer) -> bool:
+    """Whether what the answer says is mounted is mounted for this process."""
+    if not answer.mounted:
+        return True
+    from nodeplug.kernel import mount
+
+    return mount.is_mounted(answer.mounted)
 
 
 def _receive_some(connection: socket, limit: float) -> bytes:

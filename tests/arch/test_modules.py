@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nodeplug.core import paths
-from tests.arch.imports import allowed, called_as, loaded
+from tests.arch.imports import allowed, called_as, loaded, loaded_silently
 from tests.child import run
 from tests.cni.chains import result, wire
 from tests.cni.dhcp import lan as dhcp_lan
@@ -82,6 +82,15 @@ def test_bridge_add_imports_only_what_is_listed(ledger: Ledger) -> None:
     conf = {"type": "bridge", "isDefaultGateway": True, "ipMasq": True, "ipam": ipam}
     cni(ledger, "ADD", conf)  # the first pod of a node makes the bridge and the table
     compare("cni-bridge-add", cni(ledger, "ADD", conf))
+
+
+def test_a_flexvolume_call_imports_only_what_is_listed(ledger: Ledger) -> None:
+    """What a volume costs where no worker is; the kubelet calls init and unmount as well."""
+    directory = ledger.directory()
+    script = called_as("tmpfs", "nodeplug-flexvolume", directory)
+    target = str(directory / "target")
+    for verb, more in (("init", []), ("mount", [target, '{"size": "64Ki"}']), ("unmount", [target])):
+        compare(f"flexvolume-tmpfs-{verb}", loaded_silently(script, verb, *more))
 
 
 def test_ptp_add_imports_only_what_is_listed(ledger: Ledger) -> None:

@@ -84,12 +84,17 @@ class Node:
         assert found is not None
         return found
 
-    def turn(self, *, after: float = 0.0, chore: IdentityChore | None = None) -> tuple[float | None, dict[str, str]]:
-        """One run of the chore, `after` seconds from now: when it wants to run again, and what is in trouble."""
+    def turn(self, *, after: float = 0.0) -> tuple[float | None, dict[str, str]]:
+        """One run of a new chore, `after` seconds from now: when it wants to run again, and what is in trouble."""
         stop = os.eventfd(0)
         try:
-            turn = Turn(stop, lambda sentence, **_more: self.said.append(sentence))
-            turn.now = self.now + after
-            return (chore or IdentityChore(self.settings)).run(turn), turn.troubles
+            turn = self.ready(stop, after=after)
+            return IdentityChore(self.settings).run(turn), turn.troubles
         finally:
             os.close(stop)
+
+    def ready(self, stop: int, *, after: float = 0.0) -> Turn:
+        """A turn that is still to be taken."""
+        turn = Turn(stop, lambda sentence, **_more: self.said.append(sentence))
+        turn.now = self.now + after
+        return turn

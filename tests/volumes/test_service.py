@@ -157,7 +157,7 @@ def test_a_target_that_is_no_plain_path_is_refused(place: Place, target: str) ->
 
 
 def test_an_unknown_volume_is_refused_with_those_there_are(place: Place) -> None:
-    with pytest.raises(ConfigInvalid, match="it has bind, identity, loop"):
+    with pytest.raises(ConfigInvalid, match="it has bind, identity, log, loop"):
         place.service.publish(place.request("tmpfs", size="1Mi").replace(driver="nfs"))
 
 

@@ -43,7 +43,9 @@ calls = st.builds(
     stdin=st.binary(max_size=200),
     files=st.sampled_from([{}, {"netns": 7}]),
 )
-answers = st.builds(Answer, code=st.integers(0, 255), stdout=st.binary(max_size=200), stderr=st.binary(max_size=200))
+spoken = {"code": st.integers(0, 255), "stdout": st.binary(max_size=200), "stderr": st.binary(max_size=200)}
+mount_points = strings.map(lambda text: text and f"/{text}")
+answers = st.builds(Answer, **spoken, mounted=mount_points)
 
 
 def read_request(data: bytes, *descriptors: int) -> Request:
@@ -64,8 +66,14 @@ def test_a_request_comes_out_as_it_went_in(call: Call, milliseconds: int) -> Non
 @given(answers, st.booleans())
 def test_responses_come_out_as_they_went_in(answer: Answer, yourself: bool) -> None:
     assert read_response(encode_answer(answer)) == answer
-    words = LastWords(answer=answer, yourself=yourself)
+    words = LastWords(answer=answer.replace(mounted=""), yourself=yourself)
     assert read_response(encode_last_words(words)) == words
+
+
+@pytest.mark.parametrize("path", [b"relative", b"/with\0nul", b"/ends\0"])
+def test_what_can_be_no_mount_point_is_no_answer(path: bytes) -> None:
+    with pytest.raises(Malformed):
+        read_response(HEADER.pack(b"npwr", 1, ANSWER, 0, 0, 0, 0, len(path)) + path)
 
 
 @given(calls, st.data())
@@ -179,7 +187,13 @@ def test_a_call_that_does_not_fit_is_refused_before_it_is_sent(call: Call) -> No
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer(code=256), Answer(code=-9), Answer(code=0, stdout=bytes(8 * 1024 * 1024 + 1))]
+    "answer",
+    [
+        Answer(code=256),
+        Answer(code=-9),
+        Answer(code=0, stdout=bytes(8 * 1024 * 1024 + 1)),
+        Answer(code=0, mounted="/" * 4097),
+    ],
 )
 def test_an_answer_that_does_not_fit_is_refused_before_it_is_sent(answer: Answer) -> None:
     with pytest.raises(Malformed):

@@ -64,6 +64,7 @@ def test_calls_are_counted_by_their_outcome_and_refusals_by_their_reason(ledger:
             assert nonsense.recv(1) == b""
         except ConnectionResetError:
             pass
+    until(pages.exists, "the pages are served")
     until(lambda: value(fetch(pages, "/metrics")[1], "nodeplug_worker_refused_total", why="malformed") == 1, "counted")
     page = fetch(pages, "/metrics")[1]
     for outcome in ("ok", "error", "foreign"):

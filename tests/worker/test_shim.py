@@ -400,6 +400,82 @@ def test_with_nothing_at_all_it_fails_and_says_so(ledger: Ledger, program: Path)
     assert done.code == 1 and done.stdout == b"" and b"neither a worker nor a launcher" in done.stderr
 
 
+MOUNT = ("mount", "/pods/1/volumes/d", '{"kubernetes.io/secret/key": "c2VzYW1l"}')
+FAILURE = Answer(code=0, stdout=b'{"status":"Failure","message":"try again"}\n')
+SUCCESS = Answer(code=0, stdout=b'{"status":"Success"}\n')
+
+
+def test_a_verb_is_carried_without_a_look_at_stdin(place: Place) -> None:
+    place.says(WORDS, encode_answer(SUCCESS))
+    read, write = os.pipe()
+    try:
+        argv = [place.directory / "bridge", *MOUNT]
+        env = {"ASAN_OPTIONS": "detect_leaks=0"}
+        done = subprocess.run(argv, env=env, stdin=read, capture_output=True, timeout=20, check=False)
+    finally:
+        os.close(read)
+        os.close(write)
+    assert (done.returncode, done.stdout, done.stderr) == (0, SUCCESS.stdout, b"")
+    call = place.requests[0].call
+    assert (call.name, call.argv, call.stdin) == ("bridge", MOUNT, b"")
+    assert place.requests[0].patience < 60  # with the launcher's own time it stays under the kubelet's two minutes
+
+
+def test_the_arguments_of_a_verb_are_hidden_while_the_worker_is_asked(place: Place) -> None:
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        receive(connection, contract="flexvolume", deadline=time.monotonic() + 10).close()
+        pid = struct.unpack("=iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        seen.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+        connection.sendall(WORDS + encode_answer(SUCCESS))
+
+    place.worker(serve)
+    assert place.call(*MOUNT, command=None).code == 0
+    assert b"c2VzYW1l" not in seen[0] and b"mount" in seen[0]
+
+
+def test_the_launcher_is_given_a_verbs_arguments_on_stdin_where_nobody_else_sees_them(place: Place) -> None:
+    told = place.call(*MOUNT, command=None)
+    assert told.stdout == b"launcher bridge -\n" + "".join(f"{argument}\0" for argument in MOUNT).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "holds"),
+    [("/proc", True), ("/proc/self", False), ("/pro", False), ("/proc/", False), ("/" + "x" * 4000, False)],
+)
+def test_an_answer_that_names_a_mount_point_holds_where_it_is_one(place: Place, path: str, holds: bool) -> None:
+    words = encode_last_words(LastWords(answer=FAILURE, yourself=False))
+    place.says(words, encode_answer(SUCCESS.replace(mounted=path)))
+    assert place.call(*MOUNT, command=None).stdout == (SUCCESS if holds else FAILURE).stdout
+
+
+@needs("root")
+def test_a_mount_point_of_any_name_is_found(ledger: Ledger, program: Path) -> None:
+    for name in ("plain", "with space", "back\\slash", "tab\tand\nline"):
+        target = ledger.directory() / name
+        target.mkdir()
+        run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", target]).ok()
+        place = Place(ledger, program)
+        place.says(encode_answer(SUCCESS.replace(mounted=str(target))))
+        assert place.call(*MOUNT, command=None).stdout == SUCCESS.stdout, name
+
+
+def test_lines_of_that_file_are_chosen_by_name_and_verb_too(ledger: Ledger, program: Path) -> None:
+    lines = '0 0 other/init {"a": 1}\n0 0 bridge/init {"a": 2}\n0 0 mount {"a": 3}\n0 0 * {"a": 4}\n'
+    place = Place(ledger, program, launcher=False, absent=lines)
+    found = {verb: place.call(verb, command=None).json()["a"] for verb in ("init", "mount", "unmount")}
+    assert found == {"init": 2, "mount": 3, "unmount": 4}
+    assert place.call(command="mount").json() == {"a": 4}  # a variable's value is no verb
+
+
+def test_with_nothing_at_all_a_verb_is_answered_in_json(ledger: Ledger, program: Path) -> None:
+    place = Place(ledger, program, launcher=False)
+    init, mount = (place.call(*verb, command=None) for verb in (("init",), MOUNT))
+    assert (init.code, init.json(), init.stderr) == (0, {"status": "Not supported"}, b"")
+    assert (mount.code, mount.json()["status"], mount.stderr) == (0, "Failure", b"")
+
+
 def test_its_directory_may_be_deep_its_name_a_link_and_its_descriptors_closed(ledger: Ledger, program: Path) -> None:
     place = Place(ledger, program)
     deep = place.directory / ("d" * 100) / ("e" * 100)

@@ -77,6 +77,15 @@ def words(*, yourself: bool) -> LastWords:
     return LastWords(answer=LATER, yourself=yourself)
 
 
+def test_an_answer_that_names_a_mount_point_holds_where_it_is_one(ledger: Ledger) -> None:
+    there, elsewhere = DONE.replace(mounted="/proc"), DONE.replace(mounted="/proc/self")
+    assert ask(worker(ledger, says(encode_answer(there))), CALL, deadline=soon()) == there
+    later = [encode_last_words(words(yourself=False)), encode_answer(elsewhere)]
+    assert ask(worker(ledger, says(*later)), CALL, deadline=soon()) == LATER
+    outcome = ask(worker(ledger, says(encode_answer(elsewhere))), CALL, deadline=soon())
+    assert isinstance(outcome, Fallback) and "/proc/self is not to be seen here" in outcome.reason
+
+
 def pair(ledger: Ledger) -> tuple[socket.socket, socket.socket]:
     ends = socket.socketpair()
     for end in ends:

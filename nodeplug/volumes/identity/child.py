@@ -11,7 +11,7 @@ from nodeplug.core.record import Record, key
 from nodeplug.volumes.identity import certificates
 from nodeplug.volumes.identity.issuing import PROGRAM, Ask, Interpreter, issue_here
 from nodeplug.volumes.identity.layouts import Credential
-from nodeplug.volumes.identity.store import Store, as_data, read_document
+from nodeplug.volumes.identity.store import Store, read_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Reply(Record):
 
 def issue(interpreter: Interpreter, directory: str, ask: Ask, *, log: str, timeout: float) -> Credential:
     """A credential made by a child. Raises what it raises, `TimedOut`, `Unavailable` where it cannot be run."""
-    order = jsontext.dumps(as_data(Order(directory=directory, log=log, ask=ask))).encode()
+    order = jsontext.dumps(document.encode(Order(directory=directory, log=log, ask=ask))).encode()
     argv = [interpreter.python, "-I", "-c", PROGRAM, interpreter.path]
     try:
         done = child.run(argv, env={"PATH": "/usr/bin:/bin"}, stdin=order, timeout=timeout, limit=_LARGEST)

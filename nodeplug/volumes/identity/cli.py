@@ -10,14 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 import nodeplug
-from nodeplug.core import config, files, paths
+from nodeplug.core import config, document, files, paths
 from nodeplug.core.errors import ConfigInvalid, Refused, from_os
 from nodeplug.core.secret import Secret
 from nodeplug.volumes.identity import authority as rules
 from nodeplug.volumes.identity import bundles, certificates, issuing, node, signing, spiffe
-from nodeplug.volumes.identity.authority import Authority
 from nodeplug.volumes.identity.operator import Operator
-from nodeplug.volumes.identity.store import Store, as_data, check_private
+from nodeplug.volumes.identity.store import Store, check_private
 from nodeplug.volumes.policy import IdentityLimits, Policy
 
 _config = click.option(
@@ -260,7 +259,7 @@ def status(as_json: bool, settings: str) -> None:
     if os.access(store.directory, os.W_OK):
         _noted(store)
     if as_json:
-        click.echo(json.dumps({"directory": store.directory, **_shown(found)}, indent=2))
+        click.echo(json.dumps({"directory": store.directory, **document.encode(found)}, indent=2))
         return
     now = _now()
     click.echo(f"trust domain  {found.trust_domain}, in {store.directory}" + (", alone" if found.alone else ""))
@@ -277,12 +276,6 @@ def status(as_json: bool, settings: str) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     if found.signer is None:
         raise Refused("this node has roots and no authority to sign with", hint=rules.HOW)
-
-
-def _shown(found: Authority) -> dict[str, object]:
-    data = as_data(found)
-    assert isinstance(data, dict)
-    return data
 
 
 def _date(seconds: int) -> str:

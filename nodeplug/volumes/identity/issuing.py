@@ -16,7 +16,7 @@ from nodeplug.core.record import Record, key
 from nodeplug.volumes.identity import authority as rules
 from nodeplug.volumes.identity import certificates, spiffe
 from nodeplug.volumes.identity.layouts import Credential
-from nodeplug.volumes.identity.store import Store, as_data, read_document
+from nodeplug.volumes.identity.store import Store, read_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _note(made: Credential, ask: Ask, now: int, log: str) -> None:
 
 def note_interpreter(store: Store, *, path: str) -> None:
     """Say that this interpreter, with the package below `path`, can sign. Raises OSError."""
-    data = jsontext.dumps(as_data(Interpreter(python=sys.executable, path=path))).encode() + b"\n"
+    data = jsontext.dumps(document.encode(Interpreter(python=sys.executable, path=path))).encode() + b"\n"
     note = f"{store.directory}/{_NOTE}"
     try:
         if files.read_bounded(note, _LARGEST) == data:

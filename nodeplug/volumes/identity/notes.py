@@ -13,7 +13,7 @@ import os
 from nodeplug.core import document, files, jsontext, paths
 from nodeplug.core.errors import Malformed
 from nodeplug.core.record import Record, key
-from nodeplug.volumes.identity.store import as_data, read_document
+from nodeplug.volumes.identity.store import read_document
 
 DIRECTORY = paths.RUN + "/identity"
 
@@ -64,7 +64,7 @@ class Note(Record):
 
 def write(note: Note, directory: str = DIRECTORY) -> None:
     """Raises OSError."""
-    data = jsontext.dumps(as_data(note)).encode("utf-8", "surrogateescape")
+    data = jsontext.dumps(document.encode(note)).encode("utf-8", "surrogateescape")
     path = f"{directory}/{note.id}{_SUFFIX}"
     try:
         files.write_atomic(path, data, 0o600, durable=False)

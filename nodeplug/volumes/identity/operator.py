@@ -17,7 +17,6 @@ from nodeplug.core.errors import ConfigInvalid, NotFound, Refused, TryAgain, doi
 from nodeplug.core.record import Record, key
 from nodeplug.volumes.identity import certificates, signing
 from nodeplug.volumes.identity.store import (
-    as_data,
     check_private,
     destroy_others,
     ensure_private,
@@ -220,7 +219,7 @@ class Operator:
             raise ConfigInvalid(f"the key of root {root.id}: {error}") from None
 
     def _save(self, roots: Roots) -> Roots:
-        data = jsontext.dumps(as_data(roots), indent=1).encode() + b"\n"
+        data = jsontext.dumps(document.encode(roots), indent=1).encode() + b"\n"
         with doing(f"cannot write to {self.directory}"):
             ensure_private(self.directory)
             files.write_atomic(self._path(_DOCUMENT), data, 0o600)

@@ -74,7 +74,7 @@ class Store:
 
     def save(self, authority: Authority) -> None:
         """Replace what there is; keys that nothing names any more are overwritten and removed."""
-        data = jsontext.dumps(as_data(authority), indent=1).encode() + b"\n"
+        data = jsontext.dumps(document.encode(authority), indent=1).encode() + b"\n"
         with doing(f"cannot write {self._path(_DOCUMENT)}"):
             ensure_private(self.directory)
             files.write_atomic(self._path(_DOCUMENT), data, 0o600)
@@ -122,14 +122,6 @@ def read_document(cls: type[R], data: bytes, path: str) -> R:
         raise Malformed(
             f"{path} cannot be understood: {invalid}", hint="put back a copy of it, or begin anew"
         ) from None
-
-
-def as_data(value: object) -> object:
-    """Records as objects, for JSON."""
-    fields = getattr(value, "_fields", None)
-    if fields is not None:
-        return {name: as_data(getattr(value, name)) for name in fields}
-    return [as_data(item) for item in value] if isinstance(value, tuple) else value
 
 
 def ensure_private(directory: str) -> None:

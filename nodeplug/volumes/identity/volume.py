@@ -10,7 +10,7 @@ import time
 
 from nodeplug.core import files
 from nodeplug.core.chore import is_kept
-from nodeplug.core.document import Wrong, choice, duration, expects
+from nodeplug.core.document import Wrong, choice, expects
 from nodeplug.core.errors import ConfigInvalid, PermissionRefused, doing
 from nodeplug.core.record import Record, key
 from nodeplug.kernel import fsmount
@@ -21,8 +21,9 @@ from nodeplug.volumes.identity.notes import Wanted
 from nodeplug.volumes.identity.renewal import Place
 from nodeplug.volumes.inside import writable
 from nodeplug.volumes.memory import UnswappedFs
-from nodeplug.volumes.options import flag, number_id
+from nodeplug.volumes.options import flag, number_id, span
 from nodeplug.volumes.options import mode as rights
+from nodeplug.volumes.pods import ensure_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ _GROUP_READS = 0o040
 _TIMEOUT = 30.0
 
 
-@expects('how long a certificate is valid, 10 minutes to a day ("1h")')
+@expects('a duration, 10 minutes to a day ("1h")', shown=span.shown)
 def _ttl(value: Any, at: At) -> float:
-    found = duration(value, at)
+    found = span(value, at)
     if not SHORTEST_TTL <= found <= LONGEST_TTL:
         raise Wrong(f"expected {_ttl.expects}")
     return found
@@ -228,17 +229,9 @@ def _why(note: notes.Note) -> str:
 
 
 def _check_pod(request: Request) -> None:
-    """Raise `ConfigInvalid` where the pod that the caller names cannot be the one whose directory the target is in.
-
-    Options that a pod's author writes can come after the kubelet's own and put others in their place.
-    """
     pod = request.pod
     try:
         spiffe.of_service_account("example.org", pod.namespace, pod.service_account)
     except ValueError as error:
         raise ConfigInvalid(f"volume {request.volume} cannot be an identity: {error}") from None
-    if not pod.uid or f"/pods/{pod.uid}/" not in request.target:
-        raise ConfigInvalid(
-            f"volume {request.volume} is said to be for the pod {pod.uid!r}, and its target is {request.target}",
-            hint="an identity is given to the pod whose directory it is mounted in; options must not name another",
-        )
+    ensure_own(request)

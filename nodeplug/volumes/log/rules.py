@@ -10,7 +10,8 @@ could count. Their front is given back instead.
 
 from __future__ import annotations
 
-from nodeplug.core.record import Record
+from nodeplug.core import document
+from nodeplug.core.record import Record, key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ BLOCK = 4096
 class Rules(Record):
     """One volume's. Sizes in bytes, times in seconds; 0 is no limit by time."""
 
-    rotate: str
+    rotate: str = key(document.choice("rename", "punch", "copytruncate"))
     """ "rename" for writers that reopen; "punch" and "copytruncate" for those that keep their descriptor."""
-    files: tuple[str, ...]
+    files: tuple[str, ...] = key(document.array(document.name))
     """Patterns of live files' names."""
-    max_size: int
-    max_files: int
-    max_age: float
-    every: float
-    high_water: int
+    max_size: int = key(document.integer(1))
+    max_files: int = key(document.integer(1))
+    max_age: float = key(document.number)
+    every: float = key(document.number)
+    high_water: int = key(document.integer(1, 100))
     """Percent of the volume."""
 
 
