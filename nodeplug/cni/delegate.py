@@ -27,7 +27,8 @@ class InProcess:
 
     def __init__(self, plugin: type[Plugin], request: Request, data: dict[str, Any]) -> None:
         self._plugin = plugin()
-        changes: dict[str, Any] = {"config": protocol.plugin_configuration(plugin.config, data), "ipam": None}
+        config = protocol.plugin_configuration(plugin.config, data, request.raw)
+        changes: dict[str, Any] = {"config": config, "ipam": None}
         if "args" in request.__dict__:
             known = plugin.args if not isinstance(request, DelRequest) else ()  # as for the plugin's own
             changes["args"] = protocol.arguments(request.env.get("CNI_ARGS", ""), known)

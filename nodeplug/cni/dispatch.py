@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from nodeplug.cni.contract import Plugin
+    from nodeplug.cni.contract import Plugin, Result
     from nodeplug.core.call import Call
 
 PLUGINS = {
@@ -142,6 +142,8 @@ class _Service:
             if not self.command:
                 return self._about()
             stdout = self._serve()
+            if self.command in ("DEL", "GC") and os.path.lexists(paths.LEAVING):
+                self._settle()
         except Error as raised:
             error = raised
         except OSError as raised:
@@ -155,6 +157,11 @@ class _Service:
         if error is not None:
             return Answer(code=1, stdout=protocol.write_error(error, self.command, self.version), stderr=stderr)
         return Answer(code=0, stdout=stdout, stderr=stderr)
+
+    def _settle(self) -> None:
+        from nodeplug.cni import leaving
+
+        leaving.settle(self.warnings.append)
 
     def _about(self) -> Answer:
         plugin = self.plugin or implementation(self.call.name)
@@ -236,7 +243,7 @@ class _Service:
         """The plugin's request; None when there is nothing it may do."""
         env = self.call.env
         common: dict[str, Any] = {
-            "config": protocol.plugin_configuration(plugin.config, data),
+            "config": protocol.plugin_configuration(plugin.config, data, self.call.stdin),
             "version": preamble.version,
             "network": preamble.network,
             "prev_result": None,
@@ -317,6 +324,8 @@ class _Service:
             # A version may have no words for what was made, and then nobody knows of it who would delete it.
             made = DelRequest(**request.__dict__, netns_path=request.netns.path)
             undo.push(lambda: self._remove(made, lambda: type(plugin)().delete(made)))
+            if request.prev_result is None and not os.path.lexists(paths.NO_REFERENCE):
+                _free(result)
             written = protocol.write_result(result, request.version)
             undo.commit()
         return written
@@ -340,6 +349,15 @@ class _Service:
                 **common, duration_ms=duration, level="error", outcome="error", code=code, message=str(error)
             )
             self.log.write(event)
+
+
+def _free(result: Result) -> None:
+    """What the reference plugins left for a pod before leads to the one that has its address now."""
+    addresses = {ip.address.ip.packed for ip in result.ips if not ip.address.ip.is_loopback}
+    if addresses:
+        from nodeplug.cni.reference import sweep
+
+        sweep.free(addresses)
 
 
 def _pod(env: Mapping[str, str]) -> log.Pod | None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _ENDED = "nodeplug's worker ended before it could answer"
 _ABSENT = "nodeplug's worker cannot be reached, and no Python runs plugins on this host"
+_LEAVING = "this plugin of nodeplug's is being taken out of the node, and makes no new attachments"
+_NONE_INSTEAD = "put another in its place, or install nodeplug's again"
 _HINT = "`systemctl status nodeplugd`, or the pod that runs it, says why"
 
 
@@ -48,6 +50,14 @@ def last_words(call: Call) -> LastWords:
     return LastWords(answer=_answer(word, command, _ENDED), yourself=word.repeatable)
 
 
+def leaving() -> tuple[tuple[str, ...], bytes]:
+    """The lines of `.nodeplug/leaving`, the calls that a plugin which is being taken out no longer gets; and what they
+    are answered where no other plugin comes in its place.
+    """
+    answer = _answer(WORDS["ADD"], "ADD", _LEAVING, hint=_NONE_INSTEAD)
+    return tuple(f"CNI_COMMAND={command}" for command in ("ADD", "STATUS", "VERSION")), answer.stdout
+
+
 def absent() -> bytes:
     """The lines of `.nodeplug/absent`: seconds, exit code, which call (a variable and its value, or `*`), stdout."""
     lines = []
@@ -58,5 +68,5 @@ def absent() -> bytes:
     return b"".join(lines)
 
 
-def _answer(word: Word, command: str, message: str) -> Answer:
-    return Answer(code=1, stdout=protocol.write_error(word.error(message, hint=_HINT), command, ""))
+def _answer(word: Word, command: str, message: str, *, hint: str = _HINT) -> Answer:
+    return Answer(code=1, stdout=protocol.write_error(word.error(message, hint=hint), command, ""))

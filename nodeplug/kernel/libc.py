@@ -84,6 +84,20 @@ def _c() -> _Library:
     return _loaded[0]
 
 
+def hold(library: str) -> bool:
+    """Load a shared library, by its name, and keep it for the life of the process; False where there is none.
+
+    Whoever asks for it later has it, though its file may be out of reach by then.
+    """
+    import _ctypes
+
+    try:
+        _ctypes.dlopen(library, 0)
+    except OSError:
+        return False
+    return True
+
+
 def _call(name: str, subject: str, *arguments: object) -> int:
     library = _c()
     result = library[name](*arguments)

@@ -318,6 +318,11 @@ class Netlink:
             self._socket.settimeout(None)
 
 
+def route() -> Netlink:
+    """A socket of links, addresses and routes in the thread's namespace, to be lent (`core.company`)."""
+    return Netlink(NETLINK_ROUTE)
+
+
 def netfilter() -> Netlink:
     """A socket of nf_tables and conntrack in the thread's namespace, to be lent (`core.company`).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 import nodeplug
-from nodeplug.core.errors import ConfigInvalid, Error
-from nodeplug.ops import flexplaces, kubelet, stage
-from nodeplug.ops.install import Change, Directory, Door
-from nodeplug.worker import settings
+from nodeplug.core.errors import ConfigInvalid, Error, TryAgain
+from nodeplug.ops import flexplaces, kubelet, shim, stage
+from nodeplug.ops.install import Directory
+from nodeplug.ops.place import Change, Door, Leaving
+from nodeplug.worker import settings, world
 
 if TYPE_CHECKING:
     from nodeplug.ops.shim import Kind
+
+_CALLS = 30.0  # seconds for calls under way to end
+_PAUSE = 2.0
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON value instead of a table.")
 
@@ -68,9 +73,11 @@ def door(contract: str) -> Door:
 
 
 def _cni() -> Door:
-    from nodeplug.cni import lastwords
+    from nodeplug.cni import lastwords, leaving
     from nodeplug.cni.dispatch import IPAM, PLUGINS
+    from nodeplug.cni.reference import census
 
+    calls, answer = lastwords.leaving()
     return Door(
         launcher="nodeplug-cni",
         parts=("core", "kernel", "cni", *_CLIENT),
@@ -78,6 +85,13 @@ def _cni() -> Door:
         names=tuple(sorted({*PLUGINS, *IPAM})),
         socket=f"{settings.DIRECTORY}/cni.sock",
         absent=lastwords.absent(),
+        replacing=census.announce,
+        leaving=Leaving(
+            calls=calls,
+            answer=answer,
+            attachments=cni_attachments,
+            note=lambda directory, names: leaving.note(str(directory), names),
+        ),
     )
 
 
@@ -96,6 +110,21 @@ def _flexvolume() -> Door:
 
 
 _DOORS = {"cni": _cni, "flexvolume": _flexvolume}
+
+
+def cni_attachments() -> dict[str, list[str]]:
+    """Which pods still need which of our CNI plugins, with a pod's name where its runtime has told it."""
+    from nodeplug.cni import live
+    from nodeplug.harness.runtime.cache import Cache
+
+    pods: dict[str, str] = {}
+    for entry in Cache().entries():
+        args = dict(entry.attachment.args)
+        if "K8S_POD_NAME" in args:
+            name = f"{args.get('K8S_POD_NAMESPACE', '')}/{args['K8S_POD_NAME']}"
+            pods[f"{entry.network}/{entry.attachment.container_id}/{entry.attachment.ifname}"] = f"pod {name}, "
+    found = live.attachments(patience=_CALLS)
+    return {name: sorted(f"{pods.get(str(each), '')}{each}" for each in owners) for name, owners in found.items()}
 
 
 @click.command()
@@ -156,6 +185,14 @@ shim_kind = click.option(
     show_default=True,
     help="What the files are: a small program that asks nodeplugd (c), Python that does (python), or what can be had.",
 )
+host = click.option(
+    "--host",
+    "process",
+    default="",
+    metavar="/proc/1",
+    help="In a container: a process of the host, on whose files to work. Its plugins are the shim alone, for a worker "
+    "with the same `worker.host`; the host needs no Python.",
+)
 
 
 @click.group()
@@ -169,11 +206,20 @@ def install() -> None:
 @click.option("--replace", is_flag=True, help="Put foreign files of these names aside; uninstall puts them back.")
 @interpreter
 @shim_kind
+@host
 @as_json
-def install_cni(dest: Path, only: str, replace: bool, python: Path, kind: Kind, as_json: bool) -> None:
+def install_cni(dest: Path, only: str, replace: bool, python: Path, kind: Kind, process: str, as_json: bool) -> None:
     """One file per network plugin, and .nodeplug/ beside them. Repeating it upgrades what is there."""
     chosen = [name.strip() for name in only.split(",") if name.strip()]
-    changes = Directory(dest.absolute()).install(door("cni"), only=chosen, replace=replace, python=python, kind=kind)
+    place, what = Directory(dest.absolute()), door("cni")
+    if process:
+        if kind == "python" or python != stage.PYTHON:
+            raise ConfigInvalid("with --host nothing but the shim is installed", hint="leave --shim and --python out")
+        program = shim.binary("c")  # while the compiler, or what was carried along, is in reach
+        world.enter(process)
+        changes = place.install(what, only=chosen, replace=replace, python=None, program=program)
+    else:
+        changes = place.install(what, only=chosen, replace=replace, python=python, kind=kind)
     _show(changes, dest, as_json=as_json)
 
 
@@ -203,10 +249,33 @@ def uninstall() -> None:
 
 @uninstall.command("cni")
 @destination
+@click.option("--only", default="", metavar="A,B", help="These plugins only.")
+@click.option(
+    "--drain",
+    is_flag=True,
+    help="Let plugins that pods still need go on for those pods alone; the last pod's DEL takes them out.",
+)
+@click.option("--wait", default=0.0, metavar="SECONDS", help="With --drain: wait so long for the last pod.")
+@host
 @as_json
-def uninstall_cni(dest: Path, as_json: bool) -> None:
-    """Remove what install put there; files that are not nodeplug's stay."""
-    _show(Directory(dest.absolute()).uninstall(), dest, as_json=as_json)
+def uninstall_cni(dest: Path, only: str, drain: bool, wait: float, process: str, as_json: bool) -> None:
+    """Take out what install put there; files that are not nodeplug's stay.
+
+    Plugins that no pod needs go at once. Those that one does are named with their pods, and stay, unless --drain.
+    """
+    chosen = [name.strip() for name in only.split(",") if name.strip()]
+    place, leaving = Directory(dest.absolute()), door("cni").leaving
+    if process:
+        world.enter(process)
+    changes = place.uninstall(leaving, only=chosen, drain=drain)
+    _show(changes, dest, as_json=as_json)
+    left = {change.name for change in changes if change.what == "leaving"}
+    deadline = time.monotonic() + wait
+    while wait and (left := left & set(place.ours())):
+        if time.monotonic() > deadline:
+            raise TryAgain(f"pods still need {', '.join(sorted(left))}", hint="the DEL of the last one takes them out")
+        time.sleep(_PAUSE)
+        place.uninstall(leaving, only=sorted(left), drain=True)
 
 
 @uninstall.command("flexvolume")

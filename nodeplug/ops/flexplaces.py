@@ -27,13 +27,14 @@ from nodeplug.core import files, naming, paths
 from nodeplug.core.errors import NotFound, Refused, from_os
 from nodeplug.kernel import mount
 from nodeplug.ops import stage
-from nodeplug.ops.install import Change, Directory
+from nodeplug.ops.install import Directory
 from nodeplug.ops.manifest import Manifest, digest
+from nodeplug.ops.place import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nodeplug.ops.install import Door
+    from nodeplug.ops.place import Door
     from nodeplug.ops.shim import Kind
 
 VENDOR = "nodeplug.dev"

@@ -44,11 +44,26 @@ def binary(kind: Kind) -> bytes:
         return b""
 
 
+def carry() -> Path:
+    """Compile the shim into the package, for machines like this one that have no compiler: when an image is built.
+
+    Raises `Unavailable` where it cannot be compiled, and OSError.
+    """
+    path = _carried_path()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(_compiled())
+    path.chmod(0o755)
+    return path
+
+
+def _carried_path() -> Path:
+    return Path(nodeplug.__file__).parent / "ops" / "launchers" / f"shim-{platform.machine()}"
+
+
 def _carried() -> bytes:
     """What a package brought along for machines like this one; nothing when it did not, or it does not run here."""
-    path = Path(nodeplug.__file__).parent / "ops" / "launchers" / f"shim-{platform.machine()}"
     try:
-        found = path.read_bytes()
+        found = _carried_path().read_bytes()
     except FileNotFoundError:
         return b""
     with tempfile.TemporaryDirectory(prefix="nodeplug-") as directory:

@@ -70,7 +70,8 @@ def interpreter_tag(python: Path) -> str:
 def sources(parts: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """(name in the copy, file) of the package's modules below `parts`; commands for people are left out."""
     package = Path(nodeplug.__file__).parent
-    yield "nodeplug/__init__.py", package / "__init__.py"
+    if parts:
+        yield "nodeplug/__init__.py", package / "__init__.py"
     for part in parts:
         found = package / part
         for file in [found] if found.is_file() else sorted(found.rglob("*.py")):
@@ -103,13 +104,24 @@ def write(
         copy.chmod(0o644)
     for inside, content in ((LAUNCHER, launcher), (SHIM, shim)):
         if content:
-            start = target / inside
-            start.write_bytes(content)
-            start.chmod(0o755)
+            _write_program(target / inside, content)
     # Without columns, which nobody reads in a log, there is less to load.
     made = ("-B", "-X", "no_debug_ranges", bundling.__file__, str(target), name, module)
     _run(python, *made, doing="the copied package does not work")
     _sync(target)
+
+
+def write_shim(target: Path, shim: bytes) -> None:
+    """Make a copy that is the shim and nothing else. Raises OSError with the path."""
+    target.mkdir()
+    target.chmod(0o755)
+    _write_program(target / SHIM, shim)
+    _sync(target)
+
+
+def _write_program(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o755)
 
 
 def _make_directories(directory: Path, top: Path) -> None:

@@ -14,7 +14,7 @@ from nodeplug.core.company import Company
 from nodeplug.worker.group import Group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable, Iterator
     from contextlib import AbstractContextManager
 
     from nodeplug.core.company import R, T, Work
@@ -31,6 +31,9 @@ C = TypeVar("C", bound=Closing)
 _SPARE = 4
 """Loans of one kind that are kept."""
 
+_KNOWN = 512
+"""Values that are recalled: three for each network's configuration."""
+
 
 class Crowd:
     """What is shared by all seats. `running` is the number of turns."""
@@ -42,6 +45,7 @@ class Crowd:
         self._lock = threading.Lock()
         self._groups: dict[object, Group[Any, Any]] = {}
         self._spare: dict[object, list[Closing]] = {}
+        self._known: dict[Hashable, object] = {}
 
     def group(self, work: Work[T, R]) -> Group[T, R]:
         """The group of those who want `work` done."""
@@ -65,6 +69,19 @@ class Crowd:
                 return
         lent.close()
 
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is known for the key, or made now; the oldest is forgotten for it."""
+        try:
+            return cast("T", self._known[key])
+        except KeyError:
+            pass
+        made = make()
+        with self._lock:
+            if len(self._known) >= _KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = made
+        return made
+
     def close(self) -> None:
         """Close what is kept."""
         with self._lock:
@@ -80,6 +97,7 @@ class Seat(Company):
     def __init__(self, crowd: Crowd) -> None:
         self._crowd = crowd
         self._running = False
+        self._later: list[Callable[[], object]] = []
 
     def __enter__(self) -> Self:
         self._crowd.turns.get()
@@ -99,6 +117,20 @@ class Seat(Company):
 
     def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
         return _Loan(self._crowd, make)
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        return self._crowd.recall(key, make)
+
+    def later(self, work: Callable[[], object]) -> None:
+        self._later.append(work)
+
+    def catch_up(self) -> Iterator[Exception]:
+        """Do what was put off; what went wrong with it."""
+        while self._later:
+            try:
+                self._later.pop(0)()
+            except Exception as error:
+                yield error
 
 
 class _Pause:

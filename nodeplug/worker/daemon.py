@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from dataclasses import replace
@@ -150,3 +151,9 @@ class Daemon:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
     ) -> None:
         self.close(1.0)
+
+
+def preload_pages() -> None:
+    """Import what the pages of health and metrics need: shared libraries, which a host may lack that is entered."""
+    for name in ("metrics", "httpserver"):
+        importlib.import_module(f"nodeplug.daemon.{name}")

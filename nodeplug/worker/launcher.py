@@ -12,6 +12,7 @@ import time
 
 from nodeplug.core import files
 from nodeplug.core.call import Answer, Call
+from nodeplug.core.errors import Malformed
 from nodeplug.worker import wire
 from nodeplug.worker.frames import LIMITS, REQUEST
 
@@ -57,6 +58,29 @@ def ask(path: str, contract: str, argv: Sequence[str], *, out: int = 1) -> bytes
     if isinstance(outcome, Answer):
         _finish(outcome, out)
     return stdin
+
+
+def step_aside(private: str, argv: Sequence[str]) -> None:
+    """Where this plugin is being taken out (`.nodeplug/leaving` has a line for the call), be what comes in its place.
+
+    That is a program, or the text of an answer. Returns when there is none.
+    """
+    env = dict(os.environ)
+    try:
+        lines = files.read_bounded(f"{private}/leaving", _LARGEST).decode("utf-8", "replace").splitlines()
+    except (OSError, Malformed):
+        return
+    path = f"{private}/old/{os.path.basename(argv[0])}"
+    if not {f"{name}={value}" for name, value in env.items()}.isdisjoint(lines):
+        try:
+            os.execve(path, list(argv), env)
+        except OSError:
+            pass  # no program
+        try:
+            text = files.read_bounded(path, _LARGEST)
+        except (OSError, Malformed):
+            return
+        _finish(Answer(code=1, stdout=text), 1)
 
 
 def _read() -> bytes:

@@ -22,7 +22,7 @@ from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
 from nodeplug.daemon.settings import open_log
 from nodeplug.kernel import libc
 from nodeplug.worker import chores, collect, doors, settings, world
-from nodeplug.worker.daemon import Daemon
+from nodeplug.worker.daemon import Daemon, preload_pages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +58,8 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
             return EXIT_OK
         for door in doors.DOORS.values():
             doors.preload(door)
+        if found.health.listen:
+            preload_pages()
         _prepare_process()
         log = open_log(found.log, environ)
         if given.collect:

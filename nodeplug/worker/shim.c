@@ -1,8 +1,8 @@
 /* What a runtime executes in place of a plugin: it has the warm worker answer, or else runs the launcher.
  *
  * Everything is found beside this file, by /proc/self/exe: .nodeplug/worker.sock, .nodeplug/exec (the launcher) and
- * .nodeplug/absent (what to say where neither can be had). docs/wire.md has the frames and what a client does, step by
- * step; docs/worker.md has the form of `absent`. Two variables mean something: CNI_COMMAND tells whether stdin holds a
+ * .nodeplug/absent (what to say where neither can be had); .nodeplug/leaving and old/ while plugins are taken out.
+ * docs/wire.md has the frames and what a client does, step by step; docs/worker.md the form of `absent`. Two variables mean something: CNI_COMMAND tells whether stdin holds a
  * configuration, CNI_NETNS which namespace to open for the worker, which opens no path that it is sent. Arguments
  * without CNI_COMMAND are a FlexVolume call: nothing is on stdin, secrets may be among them, and the caller takes all
  * that is written, to whichever descriptor, for one JSON value.
@@ -367,9 +367,53 @@ static struct reply absent(int directory, const struct call *call, long *seconds
 	return nothing(call);
 }
 
+/* Whether the file has a line that stands among the variables. */
+static int names_call(int directory, const char *path, char **environ)
+{
+	int fd = sys_open(directory, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	struct bytes all = read_all(fd, absent_space, ABSENT_MOST, now() + GREETING);
+	const char *line = all.data, *end = all.data + all.size;
+	for (const char *newline = line; newline < end; newline++) {
+		if (*newline != '\n')
+			continue;
+		size_t size = (size_t)(newline - line);
+		for (char **e = environ; *e != NULL; e++)
+			if (length(*e) == size && equal(*e, line, size))
+				return 1;
+		line = newline + 1;
+	}
+	return 0;
+}
+
+/* A plugin that is being taken out: the program that comes in its place takes the call with all that is on stdin, or, if
+ * what stands there is no program, that is the answer. Whether there is one; it does not return from a program. */
+static int step_aside(const char *path, char **argv, char **environ, struct reply *reply)
+{
+	sys_execve(path, argv, environ);
+	int fd = sys_open(AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	struct bytes text = read_all(fd, absent_space, ABSENT_MOST, now() + GREETING);
+	*reply = (struct reply){ .known = 1, .code = 1, .out = text };
+	return 1;
+}
+
+/* The path of a file beside this one, in the space of the last such path. */
+static char *beside(const char *self, size_t size, const char *name, const char *more)
+{
+	static char path[2 * PATH_MOST + 32];
+	size_t first = length(name), second = length(more);
+	memcpy(path, self, size);
+	memcpy(path + size, name, first);
+	memcpy(path + size + first, more, second < PATH_MOST ? second + 1 : 1);
+	return path;
+}
+
 static int start(int argc, char **argv, char **environ)
 {
-	static char self[PATH_MOST], launcher[PATH_MOST + 32];
+	static char self[PATH_MOST];
 	const char *command = variable(environ, "CNI_COMMAND");
 	int is_verb = argc > 1 && !*command;
 	int read_stdin = *command && !(length(command) == 7 && equal(command, "VERSION", 7));
@@ -393,6 +437,11 @@ static int start(int argc, char **argv, char **environ)
 	*slash = 0;
 	int directory = sys_open(AT_FDCWD, *self ? self : "/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	struct call call = { .name = name, .arguments = argc > 0 ? argv + 1 : argv, .environ = environ };
+	struct reply words = { .known = 0 };
+	size_t end = (size_t)(slash - self);
+	if (argc > 0 && names_call(directory, ".nodeplug/leaving", environ) &&
+	    step_aside(beside(self, end, "/.nodeplug/old/", name), argv, environ, &words))
+		return finish(&words);
 	call.argv = joined(argv_space, ARGV_MOST, name, call.arguments);
 	call.env = joined(env_space, ARGV_MOST, NULL, environ);
 	call.in = (struct bytes){ stdin_space, 0 };
@@ -405,13 +454,9 @@ static int start(int argc, char **argv, char **environ)
 			memset(*argument, 0, length(*argument)); /* which /proc shows to everybody */
 	}
 
-	struct reply words = { .known = 0 };
 	if ((*command || is_verb) && ask(directory, &call, &words, deadline)) /* else a person looks for what this is */
 		return finish(&words);
-	size_t end = (size_t)(slash - self);
-	memcpy(launcher, self, end);
-	memcpy(launcher + end, "/.nodeplug/exec", sizeof "/.nodeplug/exec");
-	run(launcher, &call, read_stdin);
+	run(beside(self, end, "/.nodeplug/exec", ""), &call, read_stdin);
 
 	/* No Python here. The worker may be back soon. */
 	struct reply last = absent(directory, &call, &seconds);

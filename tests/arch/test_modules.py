@@ -7,10 +7,13 @@ they are meant.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nodeplug.core import paths
 from tests.arch.imports import allowed, called_as, loaded, loaded_silently
 from tests.child import run
 from tests.cni.chains import result, wire
@@ -21,6 +24,15 @@ from tests.needs import needs
 from tests.space import Space
 
 pytestmark = needs("sandbox", "file:/usr/bin/python3")
+
+
+@pytest.fixture(autouse=True)
+def _looked() -> Iterator[None]:
+    """The first ADD after a boot looks for what the reference plugins left; no other does where that was nothing."""
+    Path(paths.NO_REFERENCE).parent.mkdir(parents=True, exist_ok=True)
+    Path(paths.NO_REFERENCE).touch()
+    yield
+    Path(paths.NO_REFERENCE).unlink()
 
 
 def cni(ledger: Ledger, command: str, conf: dict[str, Any], *, pod: Space | None = None) -> list[str]:

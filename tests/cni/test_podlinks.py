@@ -13,11 +13,12 @@ from nodeplug.cni.plugins import podlink
 from nodeplug.core.naming import identity
 from tests.child import run
 from tests.cni.lans import Lan
+from tests.cni.lost import a_plain_file, elsewhere, the_hosts, without_a_name
 from tests.cni.podlinks import ANYWHERE, ELSEWHERE, KINDS, network, nth
 from tests.cni.pods import Network, addresses, host_links, link, static
 from tests.ledger import Ledger
 from tests.needs import missing, needs
-from tests.space import HERE, Space
+from tests.space import Space
 
 pytestmark = needs("sandbox")
 each = pytest.mark.parametrize("plugin", ANYWHERE)
@@ -47,25 +48,8 @@ def test_delete_before_any_add_succeeds_and_comes_again_and_again(ledger: Ledger
         assert nothing_left(made, netns)
 
 
-def without_a_name(_pod: Space, _directory: Path) -> str:
-    return ""
-
-
-def gone(_pod: Space, _directory: Path) -> str:
-    return "/run/netns/gone"
-
-
-def a_plain_file(_pod: Space, directory: Path) -> str:
-    (directory / "netns").write_text("")
-    return str(directory / "netns")
-
-
-def the_hosts(_pod: Space, _directory: Path) -> str:
-    return HERE.path
-
-
 @each
-@pytest.mark.parametrize("path", [without_a_name, gone, a_plain_file, the_hosts])
+@pytest.mark.parametrize("path", [without_a_name, elsewhere, a_plain_file, the_hosts])
 def test_a_delete_that_is_not_told_the_namespace_finds_the_link_in_it(
     ledger: Ledger, netns: Space, directory: Path, plugin: str, path: Callable[[Space, Path], str]
 ) -> None:
@@ -279,9 +263,9 @@ def test_a_container_id_of_any_length_is_taken(ledger: Ledger, netns: Space, plu
 @each
 def test_status_is_ready_and_changes_nothing(ledger: Ledger, netns: Space, plugin: str) -> None:
     made = network(ledger, plugin)
-    before = run(["ip", "address"]).ok().text
+    before = host_links()
     assert made.ask("STATUS") == (0, None)
-    assert run(["ip", "address"]).ok().text == before
+    assert host_links() == before
 
 
 @each
@@ -323,9 +307,9 @@ def test_one_that_another_program_made_goes_only_where_a_result_names_it(
 def test_the_life_of_a_link_from_command_to_command(ledger: Ledger, netns: Space, plugin: str) -> None:
     """What the tests above show one by one, for the kinds that seldom a test machine has."""
     made, other = network(ledger, plugin), ledger.netns()
-    before = run(["ip", "address"]).ok().text
+    before = host_links()
     assert made.ask("STATUS") == (0, None)
-    assert run(["ip", "address"]).ok().text == before
+    assert host_links() == before
     made.delete(netns)
     result = made.add(netns)
     made.check(netns, result)

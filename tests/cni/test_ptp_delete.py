@@ -11,6 +11,7 @@ import pytest
 from nodeplug.core import paths
 from nodeplug.core.naming import identity
 from tests.child import run
+from tests.cni.lost import a_plain_file, ended, the_hosts, without_a_name
 from tests.cni.pods import Network, host_links, host_local, link
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -58,25 +59,7 @@ def test_ptp_delete_before_any_add_and_again_and_again(network: Network, netns: 
         assert nothing_left(network)
 
 
-def without_a_name(_pod: Space, _directory: Path) -> str:
-    return ""
-
-
-def gone(pod: Space, _directory: Path) -> str:
-    pod.remove()
-    return pod.path
-
-
-def a_plain_file(_pod: Space, directory: Path) -> str:
-    (directory / "netns").write_text("")
-    return str(directory / "netns")
-
-
-def the_hosts(_pod: Space, _directory: Path) -> str:
-    return HERE.path
-
-
-@pytest.mark.parametrize("path", [without_a_name, gone, a_plain_file, the_hosts])
+@pytest.mark.parametrize("path", [without_a_name, ended, a_plain_file, the_hosts])
 def test_ptp_delete_is_complete_without_the_pods_namespace(
     network: Network, netns: Space, directory: Path, path: Callable[[Space, Path], str]
 ) -> None:
@@ -179,9 +162,9 @@ def test_ptp_check_names_what_was_changed(network: Network, netns: Space, spoil:
 
 
 def test_ptp_status_is_ready_and_says_what_keeps_every_add_from_succeeding(network: Network, netns: Space) -> None:
-    before = run(["ip", "address"]).ok().text
+    before = HERE.links()
     assert network.ask("STATUS") == (0, None)
-    assert run(["ip", "address"]).ok().text == before
+    assert HERE.links() == before
     error = network.refused("STATUS", None, {"ipam": {"type": "no-such-manager"}})
     assert (error["code"], "no-such-manager" in error["msg"]) == (50, True)
     script = f"{network.plugins}/ptp"

@@ -213,6 +213,16 @@ def test_a_child_that_cannot_start_says_why() -> None:
         child.run([str(Path(__file__))], env=ENV, timeout=1)
 
 
+def test_a_child_has_the_descriptors_it_is_given_and_no_others() -> None:
+    reader, writer = os.pipe()
+    script = "import os, sys; os.write(int(sys.argv[1]), b'here')"
+    child.run([sys.executable, "-c", script, str(writer)], env=ENV, timeout=20, fds=(writer,))
+    assert os.read(reader, 100) == b"here"
+    assert child.run([sys.executable, "-c", script, str(writer)], env=ENV, timeout=20).code == 1
+    os.close(reader)
+    os.close(writer)
+
+
 def test_a_child_leaves_no_descriptor_behind() -> None:
     before = os.listdir("/proc/self/fd")
     child.run([sys.executable, "-c", "pass"], env=ENV, timeout=20)

@@ -39,7 +39,6 @@ def test_the_pods_of_the_page_get_their_volumes(ledger: Ledger, page: str) -> No
         run(
             ["sh", "-ex"], stdin=found["prepare.sh"].encode(), env={"PATH": f"{ROOT}/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         ).ok()
-    # A secret may stand in an example of its own beside the pod that names it.
     for pod, volumes in manifests.read("\n---\n".join(texts)):
         for volume in volumes:
             target = node.mount(volume, pod)

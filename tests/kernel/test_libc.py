@@ -113,3 +113,8 @@ def test_nothing_foreign_is_loaded_before_the_first_call_and_never_all_of_ctypes
     subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {checkout!r})\n{script}"], check=True
     )
+
+
+def test_a_library_that_is_held_is_there_later_and_one_that_is_not_there_is_said() -> None:
+    assert libc.hold("libc.so.6")
+    assert not libc.hold("libno-such-thing.so.1")

@@ -18,7 +18,7 @@ from nodeplug.harness.kubelet.flexvolume.prober import Prober
 from nodeplug.ops import kubelet, shim
 from nodeplug.ops.cli import door
 from nodeplug.ops.flexplaces import Drivers
-from nodeplug.ops.install import Door
+from nodeplug.ops.place import Door
 from tests.child import run, until
 from tests.flexvolume.drivers import SHELL
 from tests.ledger import Ledger

@@ -347,6 +347,54 @@ def test_any_content_of_that_file_is_survived(program: Path, text: bytes) -> Non
         ledger.close()
 
 
+OLD = '#!/bin/sh\necho "old $@"\ncat\nexit 5\n'
+
+
+def leave(place: Place, text: str = "CNI_COMMAND=ADD\nnonsense\nCNI_COMMAND=STATUS\n") -> Path:
+    """Have the plugin be taken out; returns where what comes in its place is to stand."""
+    (place.private / "leaving").write_text(text)
+    (place.private / "old").mkdir()
+    return place.private / "old" / "bridge"
+
+
+def test_a_plugin_that_is_taken_out_hands_its_calls_to_what_comes_in_its_place(place: Place) -> None:
+    old = leave(place)
+    old.write_text(OLD)
+    old.chmod(0o755)
+    place.says(encode_answer(DONE))
+    for command in ("ADD", "STATUS"):
+        done = place.call("-x", "two words", command=command)
+        assert (done.code, done.stdout) == (5, b"old -x two words\n" + STDIN)
+    assert place.call(command="DEL").stdout == DONE.stdout
+    assert told(place.call(command="GC"))
+
+
+def test_where_that_is_no_program_it_is_the_answer(place: Place) -> None:
+    leave(place).write_text('{"code": 11}')
+    done = place.call()
+    assert (done.code, done.json()) == (1, {"code": 11})
+    assert told(place.call(command="DEL"))
+
+
+def test_where_nothing_stands_the_plugin_stays(place: Place) -> None:
+    leave(place)
+    assert told(place.call())
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=st.binary(max_size=200))
+def test_any_content_of_what_is_said_of_that_is_survived(program: Path, text: bytes) -> None:
+    ledger = Ledger()
+    try:
+        place = Place(ledger, program)
+        leave(place, "CNI_COMMAND").write_text("old")
+        (place.private / "leaving").write_bytes(b"CNI_COMMAND=AD\n" + text)
+        done = place.call()
+        assert done.code in (1, 7) and b"Sanitizer" not in done.stderr, done
+    finally:
+        ledger.close()
+
+
 def test_with_nothing_at_all_it_fails_and_says_so(ledger: Ledger, program: Path) -> None:
     done = Place(ledger, program, launcher=False).call()
     assert done.code == 1 and done.stdout == b"" and b"neither a worker nor a launcher" in done.stderr

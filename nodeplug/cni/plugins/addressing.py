@@ -16,14 +16,13 @@ from nodeplug.kernel.rtnl import addresses, links, routes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from nodeplug.cni.contract import AddRequest, IpConfig, Request, Route
     from nodeplug.core.inet import Net
     from nodeplug.core.undo import Undo
     from nodeplug.kernel.netlink import Message, Netlink
     from nodeplug.kernel.netns import Netns
-    from nodeplug.kernel.rtnl.links import Link
 
 _SETTLE = 5.0
 """Seconds for duplicate address detection, which takes one or two."""
@@ -67,12 +66,21 @@ def check_mtu(net: Net, mtu: int) -> None:
         )
 
 
-def configure(pod: Netlink, netns: Netns, index: int, ifname: str, result: Result, *, detect_duplicates: bool) -> Link:
-    """Give the pod's link `index` the addresses and routes of `result`, and set it up; the link as it is then.
+def configure(
+    pod: Netlink,
+    netns: Netns,
+    index: int,
+    ifname: str,
+    result: Result,
+    *,
+    detect_duplicates: bool,
+    also: Sequence[Message] = (),
+) -> list[bytes | None]:
+    """Give the pod's link `index` the addresses and routes of `result`, and set it up.
 
-    Addresses without an interface are passed over; one of another interface than `ifname` is `ConfigInvalid`. Without
-    `detect_duplicates` IPv6 addresses can be used at once; with it they are waited for, and `Refused` is raised for one
-    that somebody else has.
+    Returns the answers to `also`, which is sent with it. Addresses without an interface are passed over; one of another
+    interface than `ifname` is `ConfigInvalid`. Without `detect_duplicates` IPv6 addresses can be used at once; with it
+    they are waited for, and `Refused` is raised for one that somebody else has.
     """
     ours = _addresses_of(ifname, result)
     families = {ip.address.family for ip in ours}
@@ -81,11 +89,10 @@ def configure(pod: Netlink, netns: Netns, index: int, ifname: str, result: Resul
         messages = [addresses.add(_address(index, ip, nodad=not detect_duplicates)) for ip in ours]
         messages += set_up(index, families)
         messages += route_messages(index, result.routes, ours)
-        *_, answer = pod.request(*messages, links.query(index))
-        link = links.parse(answer or b"")
+        answers = pod.request(*messages, *also)
     if detect_duplicates and 6 in families:
-        _settle(pod, link)
-    return link
+        _settle(pod, index, ifname)
+    return answers[len(messages) :]
 
 
 def prepare(netns: Netns, ifname: str, families: set[int], *, detect_duplicates: bool) -> None:
@@ -122,13 +129,13 @@ def _prepare_v6(ifname: str, detect_duplicates: bool) -> None:
         sysctl.prefer("1", *conf, ifname, "enhanced_dad")
 
 
-def announce(pod: Netlink, link: Link) -> None:
+def announce(pod: Netlink, index: int, mac: bytes) -> None:
     """Let the neighbours know the link's addresses: some may still have those of a pod that is gone.
 
     Setting the MAC address that it has makes the kernel send what arp_notify and ndisc_notify ask for. What it sent
     when the link came up was lost: the port was not forwarding yet.
     """
-    pod.request(links.set(link.index, mac=link.mac))
+    pod.request(links.set(index, mac=mac))
 
 
 def route_messages(index: int, wanted: Iterable[Route], ours: list[IpConfig]) -> list[Message]:
@@ -189,12 +196,12 @@ def _address(index: int, ip: IpConfig, *, nodad: bool) -> addresses.Address:
     )
 
 
-def _settle(pod: Netlink, link: Link) -> None:
+def _settle(pod: Netlink, index: int, name: str) -> None:
     """Wait until the kernel knows that nobody else has the link's IPv6 addresses."""
     from nodeplug.kernel.rtnl import watch
 
-    with doing(f"duplicate address detection of {link.name}"):
-        found = watch.wait_for_addresses(pod, link.index, timeout=_SETTLE)
+    with doing(f"duplicate address detection of {name}"):
+        found = watch.wait_for_addresses(pod, index, timeout=_SETTLE)
     taken = [str(Ip(packed=address.ip)) for address in found if address.flags & addresses.DADFAILED]
     if taken:
         raise Refused(

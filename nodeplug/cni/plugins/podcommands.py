@@ -58,7 +58,10 @@ def add(
             routes=given.routes,
             dns=given.dns if dns is None else dns,
         )
-        link = addressing.configure(pod, netns, index, ifname, result, detect_duplicates=detect_duplicates)
+        (answer,) = addressing.configure(
+            pod, netns, index, ifname, result, detect_duplicates=detect_duplicates, also=[links.query(index)]
+        )
+        link = links.parse(answer or b"")
         podlink.finish(pod, index, request.attachment)
         undo.commit()
     return result.replace(interfaces=(Interface(name=ifname, mac=link.mac.hex(":"), sandbox=netns.path),))

@@ -15,6 +15,8 @@ from nodeplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, NetlinkEr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nodeplug.kernel.netlink import Netlink
     from nodeplug.kernel.netns import Netns
 
@@ -68,6 +70,7 @@ _SKIP_STATISTICS = attr_u32(_IFLA_EXT_MASK, 8)
 _NAME_BYTES = 15
 
 _IFINFO = struct.Struct("=BxHiII")
+_ATTR = struct.Struct("=HH")
 
 
 class Link(Record):
@@ -111,34 +114,60 @@ class Link(Record):
 
 def parse(payload: bytes) -> Link:
     """The link in the payload of an RTM_NEWLINK or RTM_DELLINK message. Raises ValueError when it holds none."""
-    if len(payload) < _IFINFO.size:
-        raise ValueError(f"a link message of {len(payload)} bytes")
+    end = len(payload)
+    if end < _IFINFO.size:
+        raise ValueError(f"a link message of {end} bytes")
     _family, _type, index, flags, _change = _IFINFO.unpack_from(payload)
-    found = attrs(payload, _IFINFO.size)
-    info = attrs(found.get(_IFLA_LINKINFO, b""))
-    netnsid = found.get(_IFLA_LINK_NETNSID)
-    properties = found.get(_IFLA_PROP_LIST, b"")
-    return Link(
-        index=index,
-        name=text(found.get(_IFLA_IFNAME)),
-        flags=flags,
-        kind=text(info.get(_INFO_KIND)),
-        mtu=number(found.get(_IFLA_MTU)),
-        mac=found.get(_IFLA_ADDRESS, b""),
-        permanent_mac=found.get(_IFLA_PERM_ADDRESS, b""),
-        operstate=number(found.get(_IFLA_OPERSTATE)),
-        master=number(found.get(_IFLA_MASTER)),
-        parent=number(found.get(_IFLA_LINK)),
-        parent_netnsid=None if netnsid is None else int.from_bytes(netnsid, byteorder, signed=True),
-        group=number(found.get(_IFLA_GROUP)),
-        alias=text(found.get(_IFLA_IFALIAS)),
-        altnames=tuple([text(value) for type, value in attr_list(properties) if type == _IFLA_ALT_IFNAME]),
-        txqlen=number(found.get(_IFLA_TXQLEN)),
-        promiscuity=number(found.get(_IFLA_PROMISCUITY)),
-        data=info.get(_INFO_DATA, b""),
-        port_kind=text(info.get(_INFO_SLAVE_KIND)),
-        port_data=info.get(_INFO_SLAVE_DATA, b""),
-    )
+    values: dict[str, object] = {"name": ""}
+    offset = _IFINFO.size
+    # Of some forty attributes a dozen matter: the others are passed over without being taken out.
+    while offset + 4 <= end:
+        length, type = _ATTR.unpack_from(payload, offset)
+        if length < 4 or offset + length > end:
+            break
+        reader = _READERS.get(type & 0x3FFF)
+        if reader is not None:
+            values[reader[0]] = reader[1](payload[offset + 4 : offset + length])
+        offset += (length + 3) & -4
+    values.update(values.pop("", ()))  # type: ignore[call-overload]  # what is nested in one
+    return Link(index=index, flags=flags, **values)  # type: ignore[arg-type]  # as _READERS has them
+
+
+def _info(value: bytes) -> dict[str, object]:
+    found = attrs(value)
+    return {
+        "kind": text(found.get(_INFO_KIND)),
+        "data": found.get(_INFO_DATA, b""),
+        "port_kind": text(found.get(_INFO_SLAVE_KIND)),
+        "port_data": found.get(_INFO_SLAVE_DATA, b""),
+    }
+
+
+def _altnames(value: bytes) -> tuple[str, ...]:
+    return tuple([text(name) for type, name in attr_list(value) if type == _IFLA_ALT_IFNAME])
+
+
+def _signed(value: bytes) -> int:
+    return int.from_bytes(value, byteorder, signed=True)
+
+
+_READERS: dict[int, tuple[str, Callable[[bytes], object]]] = {
+    _IFLA_IFNAME: ("name", text),
+    _IFLA_MTU: ("mtu", number),
+    _IFLA_ADDRESS: ("mac", bytes),
+    _IFLA_PERM_ADDRESS: ("permanent_mac", bytes),
+    _IFLA_OPERSTATE: ("operstate", number),
+    _IFLA_MASTER: ("master", number),
+    _IFLA_LINK: ("parent", number),
+    _IFLA_LINK_NETNSID: ("parent_netnsid", _signed),
+    _IFLA_GROUP: ("group", number),
+    _IFLA_IFALIAS: ("alias", text),
+    _IFLA_PROP_LIST: ("altnames", _altnames),
+    _IFLA_TXQLEN: ("txqlen", number),
+    _IFLA_PROMISCUITY: ("promiscuity", number),
+    _IFLA_LINKINFO: ("", _info),
+}
+"""Which field of `Link` an attribute is, and how it is read; "" for several."""
 
 
 def description(

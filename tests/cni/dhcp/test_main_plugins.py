@@ -78,6 +78,48 @@ def test_bridge_gc_gives_leases_back(bridged: Lan, ledger: Ledger) -> None:
     until(lambda: not server.leases(), "the server has both back")
 
 
+def test_macvlan_with_dhcp_add_check_delete(lan: Lan, ledger: Ledger) -> None:
+    server = Dnsmasq(lan)
+    pod = ledger.netns()
+    net = Network(ledger, type="macvlan", name="lan", master=lan.uplink(), ipam={"type": "dhcp"})
+    result = net.add(pod)
+    assert ipv4(pod) == {result["ips"][0]["address"]} and default_routes(pod) == {SERVER}
+    net.check(pod, result)
+    assert len(server.leases()) == 1
+    net.delete(pod)
+    until(lambda: not server.leases(), "the server has it back")
+    assert leases() == [] and pod.links() == {"lo"}
+
+
+def test_macvlan_that_fails_after_dhcp_gives_the_lease_back(lan: Lan, ledger: Ledger) -> None:
+    server = Faulty(lan)
+    server.options[121] = bytes((0,)) + socket.inet_aton("172.31.0.1")  # which no route leads to
+    pod = ledger.netns()
+    net = Network(ledger, type="macvlan", name="lan", master=lan.uplink(), ipam={"type": "dhcp"})
+    assert "unreachable" in net.refused("ADD", pod)["msg"]
+    until(lambda: server.count(RELEASE) > 0, "the lease is given back")
+    assert leases() == [] and pod.links() == {"lo"}
+
+
+@needs("link:ipvlan")
+def test_ipvlan_with_dhcp_has_answers_sent_to_everybody(lan: Lan, ledger: Ledger) -> None:
+    """Two pods share one hardware address: what is sent to an IP address that neither has yet reaches none of them."""
+    server = Faulty(lan)
+    net = Network(ledger, type="ipvlan", name="lan", master=lan.uplink(), mode="l2", ipam={"type": "dhcp"})
+    given = []
+    for number in range(2):
+        server.address = f"10.5.0.{50 + number}"
+        pod = ledger.netns()
+        given.append((pod, net.add(pod)["ips"][0]["address"]))
+    assert all(heard.broadcast for heard in server.heard)
+    assert len({heard.chaddr for heard in server.heard}) == 1
+    assert len({heard.options[61] for heard in server.heard}) == 2
+    for pod, address in given:
+        assert ipv4(pod) == {address}
+        net.delete(pod)
+    until(lambda: server.count(RELEASE) >= 2, "both are given back")
+
+
 class Foreign:
     """A main plugin of the reference's, with our dhcp beside it in CNI_PATH."""
 

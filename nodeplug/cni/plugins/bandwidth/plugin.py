@@ -13,7 +13,7 @@ from nodeplug.cni.contract import VERSIONS, Attachment, Interface, Plugin
 from nodeplug.cni.plugins.bandwidth.config import DIRECTIONS, BandwidthConf, Limits, bucket, effective
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.core.errors import ConfigInvalid, NotFound, Refused, doing
-from nodeplug.core.naming import identity, sha512_hex
+from nodeplug.core.naming import identity
 from nodeplug.core.undo import Undo
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
 from nodeplug.kernel.rtnl import links, qdiscs
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nodeplug.kernel.rtnl.links import Link
     from nodeplug.kernel.rtnl.qdiscs import Bucket
 
-_IFB = "ifb"
+IFB = "ifb"
 _LONGEST_ALIAS = 255
 
 
@@ -70,9 +70,11 @@ class Bandwidth(Plugin):
 
     def delete(self, request: DelRequest) -> None:
         """The IFB goes, by whichever plugin it was made; the filters of the veth go with the veth."""
-        names = ifb_name(request.attachment), _reference_name(request.attachment)
+        from nodeplug.cni.reference import names
+
+        theirs = names.ifb(request.network, request.container)
         with _host() as host, doing("cannot delete the pod's IFB", hints=HINTS):
-            for answer in host.attempt(*[links.delete(name) for name in names]):
+            for answer in host.attempt(links.delete(ifb_name(request.attachment)), links.delete(theirs)):
                 if isinstance(answer, NetlinkError) and answer.errno != errno.ENODEV:
                     raise answer
 
@@ -85,7 +87,7 @@ class Bandwidth(Plugin):
             ingress, egress = _buckets(limits, end.mtu, _silent)
             found = [] if ingress is None else _shaping_faults(host, end, ingress)
             if egress is not None:
-                ifb = links.find(host, ifb_name(request.attachment))
+                ifb = links.find(host, ifb_name(request.attachment)) or _reference_ifb(host, request)
                 found += _redirection_faults(host, end, ifb, egress)
         if found:
             raise Refused(
@@ -94,14 +96,19 @@ class Bandwidth(Plugin):
             )
 
     def gc(self, request: GcRequest) -> None:
-        """Delete the IFBs of the network that belong to no valid attachment."""
+        """Delete the IFBs of the network that belong to no valid attachment, and those of the reference's that nothing
+        leads to any more.
+        """
+        from nodeplug.cni.reference import ifbs
+
         with _host() as host, doing("cannot delete the IFBs that no container uses any more", hints=HINTS):
-            owners = [(link, _owner(link)) for link in links.dump(host, kind=_IFB)]
+            owners = [(link, owner(link)) for link in links.dump(host, kind=IFB)]
             stale = [
                 link
-                for link, owner in owners
-                if owner is not None and owner.network == request.network and owner not in request.valid
+                for link, whose in owners
+                if whose is not None and whose.network == request.network and whose not in request.valid
             ]
+            stale += ifbs.unused(host, request.network, request.valid)
             for answer in host.attempt(*[links.delete(link.index) for link in stale]):
                 if isinstance(answer, NetlinkError) and answer.errno != errno.ENODEV:
                     raise answer
@@ -113,7 +120,7 @@ class Bandwidth(Plugin):
 
 def ifb_name(attachment: Attachment) -> str:
     """Of the pod's IFB. Its veth has the attachment's own identity."""
-    return identity(_IFB, attachment.network, attachment.container, attachment.ifname)
+    return identity(IFB, attachment.network, attachment.container, attachment.ifname)
 
 
 def _buckets(limits: Limits, mtu: int, warn: Callable[[str], None]) -> list[Bucket | None]:
@@ -179,7 +186,7 @@ def _add_ifb(host: Netlink, attachment: Attachment, end: Link, undo: Undo) -> Li
     name = ifb_name(attachment)
     with doing(f"cannot make the IFB {name}", hints=_IFB_HINTS):
         before = links.find(host, name)
-        if before is not None and (before.kind != _IFB or before.alias not in ("", _label(attachment))):
+        if before is not None and (before.kind != IFB or before.alias not in ("", _label(attachment))):
             raise Refused(
                 f"link {name} has the name that belongs to this pod's IFB, and is not it:"
                 f" kind {before.kind!r}, alias {before.alias!r}",
@@ -187,7 +194,7 @@ def _add_ifb(host: Netlink, attachment: Attachment, end: Link, undo: Undo) -> Li
             )
         if before is not None:
             host.request(links.delete(before.index))
-        host.request(links.add(name, _IFB, up=True, mtu=end.mtu, txqlen=0))
+        host.request(links.add(name, IFB, up=True, mtu=end.mtu, txqlen=0))
         undo.push(lambda: host.attempt(links.delete(name)))
         *_, answer = host.request(links.set(name, alias=_label(attachment)), links.query(name))
     return links.parse(answer or b"")
@@ -211,7 +218,7 @@ def _listen(host: Netlink, end: Link) -> None:
         there is None
         or there.kind != "ingress"
         or not ours
-        or any(link is not None and link.kind != _IFB for link in targets)
+        or any(link is not None and link.kind != IFB for link in targets)
     ):
         raise Refused(
             f"somebody else filters what {end.name} receives: {there.kind if there else 'a filter'} is there",
@@ -224,7 +231,7 @@ def _label(attachment: Attachment) -> str:
     return str(attachment)[:_LONGEST_ALIAS]
 
 
-def _owner(link: Link) -> Attachment | None:
+def owner(link: Link) -> Attachment | None:
     """Whose IFB it is; believed only where its name is that of what the label says."""
     parts = link.alias.split("/")
     if len(parts) != 3:
@@ -233,9 +240,10 @@ def _owner(link: Link) -> Attachment | None:
     return found if ifb_name(found) == link.name else None
 
 
-def _reference_name(attachment: Attachment) -> str:
-    """The reference plugin's name for it, which knows no ifname."""
-    return "bwp" + sha512_hex(attachment.network + attachment.container)[:12]
+def _reference_ifb(host: Netlink, request: CheckRequest) -> Link | None:
+    from nodeplug.cni.reference import names
+
+    return links.find(host, names.ifb(request.network, request.container))
 
 
 def _shaping_faults(host: Netlink, link: Link, wanted: Bucket) -> list[str]:

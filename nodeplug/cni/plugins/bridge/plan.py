@@ -60,11 +60,8 @@ def _with_gateway(ip: IpConfig, config: BridgeConf) -> IpConfig:
     return ip.replace(interface=_POD, gateway=gateway)
 
 
-def with_macs(result: Result, found: list[Link]) -> Result:
-    """The result with the MAC addresses of these links, and an interface more for one it does not name."""
-    named = [*result.interfaces, *[Interface(name=link.name) for link in found[len(result.interfaces) :]]]
-    return result.replace(
-        interfaces=tuple(
-            [interface.replace(mac=link.mac.hex(":")) for interface, link in zip(named, found, strict=True)]
-        )
-    )
+def with_macs(result: Result, macs: list[bytes], others: list[Link]) -> Result:
+    """The result with the MAC addresses of its interfaces, and an interface more for each other link."""
+    named = [interface.replace(mac=mac.hex(":")) for interface, mac in zip(result.interfaces, macs, strict=True)]
+    more = [Interface(name=link.name, mac=link.mac.hex(":")) for link in others]
+    return result.replace(interfaces=(*named, *more))

@@ -20,7 +20,7 @@ GUARDS = paths.RUN + "/cni/macspoofchk"
 """A file for each guarded port, by its name; see `spoofing`. Known here, so that to find none costs a look."""
 
 
-def connect(host: Netlink, bridge: Link, request: AddRequest, undo: Undo, *, mac: bytes | None) -> Link:
+def connect(host: Netlink, bridge: Link, request: AddRequest, undo: Undo, *, mac: bytes) -> Link:
     """The host's end of a new veth, a port of the bridge; its `parent` is the index of the pod's end, which is down.
 
     Raises `Refused` when the pod has an interface of that name.

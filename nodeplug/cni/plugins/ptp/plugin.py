@@ -7,12 +7,14 @@ netns. The host's address and routes end with the link.
 from __future__ import annotations
 
 import errno
+import os
 
 from nodeplug.cni.contract import Plugin
 from nodeplug.cni.plugins import addressing, forwarding, hostlink, veth
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.ptp import plan
 from nodeplug.cni.plugins.ptp.config import PtpConf
+from nodeplug.core import paths
 from nodeplug.core.errors import Refused, doing
 from nodeplug.core.inet import Ip
 from nodeplug.core.steps import Steps
@@ -73,12 +75,14 @@ class Ptp(Plugin):
 
     def gc(self, request: GcRequest) -> None:
         from nodeplug.cni.plugins import masquerade
+        from nodeplug.cni.plugins.bridge import takeover
 
         steps = Steps()
         gone = steps.run(lambda: hostlink.remove_stale(request.network, request.valid))
         if gone and request.ipam is not None:
             steps.run(request.ipam.gc)
         steps.run(lambda: masquerade.collect(request))
+        steps.run(lambda: takeover.collect_rules(request.network, request.valid))
         steps.close()
 
     def status(self, request: StatusRequest) -> None:
@@ -109,10 +113,11 @@ def _take_back(request: AttachmentRequest, disconnect: Callable[[], object], *, 
     if gone and request.ipam is not None:
         steps.run(request.ipam.delete)
     steps.run(masquerade.end)
-    if foreign and request.config.ip_masq and not masquerade.needed:
+    if foreign and not masquerade.needed and (request.config.ip_masq or not os.path.lexists(paths.NO_REFERENCE)):
+        from nodeplug.cni.plugins import podaddresses
         from nodeplug.cni.plugins.bridge import takeover
 
-        steps.run(lambda: takeover.remove_rules(request.attachment))
+        steps.run(lambda: takeover.remove_rules(request.attachment, podaddresses.packed(request.prev_result)))
     steps.close()
 
 
