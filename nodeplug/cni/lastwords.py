@@ -45,9 +45,7 @@ _OTHER = Word(error=TryAgain, repeatable=True)
 
 def last_words(call: Call) -> LastWords:
     """The answer to give if the worker never does."""
-    command = call.env.get("CNI_COMMAND", "")
-    word = WORDS.get(command, _OTHER)
-    return LastWords(answer=_answer(word, command, _ENDED), yourself=word.repeatable)
+    return _SAID.get(call.env.get("CNI_COMMAND", ""), _SAID[""])
 
 
 def leaving() -> tuple[tuple[str, ...], bytes]:
@@ -70,3 +68,9 @@ def absent() -> bytes:
 
 def _answer(word: Word, command: str, message: str, *, hint: str = _HINT) -> Answer:
     return Answer(code=1, stdout=protocol.write_error(word.error(message, hint=hint), command, ""))
+
+
+_SAID = {
+    command: LastWords(answer=_answer(word, command, _ENDED), yourself=word.repeatable)
+    for command, word in (*WORDS.items(), ("", _OTHER))
+}

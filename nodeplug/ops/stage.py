@@ -82,7 +82,8 @@ def sources(parts: Sequence[str]) -> Iterator[tuple[str, Path]]:
 def identity(parts: Sequence[str], launcher: bytes, tag: str, shim: bytes = b"") -> str:
     """The name of a copy: the version and a digest of all that is in it, and of what makes its bundle."""
     digest = hashlib.sha256(tag.encode() + b"\0" + launcher + hashlib.sha256(shim).digest())
-    digest.update(Path(bundling.__file__).read_bytes())
+    if parts:
+        digest.update(Path(bundling.__file__).read_bytes())
     for name, file in sources(parts):
         digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return f"{nodeplug.__version__}-{digest.hexdigest()[:12]}"

@@ -14,7 +14,7 @@ from nodeplug.core.company import Company
 from nodeplug.worker.group import Group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable
     from contextlib import AbstractContextManager
 
     from nodeplug.core.company import R, T, Work
@@ -124,13 +124,13 @@ class Seat(Company):
     def later(self, work: Callable[[], object]) -> None:
         self._later.append(work)
 
-    def catch_up(self) -> Iterator[Exception]:
-        """Do what was put off; what went wrong with it."""
+    def catch_up(self) -> None:
+        """Do what was put off until the call was answered."""
         while self._later:
             try:
                 self._later.pop(0)()
-            except Exception as error:
-                yield error
+            except OSError:
+                pass  # the pod may be gone by now
 
 
 class _Pause:

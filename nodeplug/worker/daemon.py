@@ -20,6 +20,7 @@ from nodeplug.kernel.rtnl import deletes
 from nodeplug.worker import doors
 from nodeplug.worker.chores import Chores
 from nodeplug.worker.crowd import Crowd
+from nodeplug.worker.entrance import Entrance
 from nodeplug.worker.filterwatch import FilterWatch
 from nodeplug.worker.front import Front
 from nodeplug.worker.pool import Pool
@@ -79,27 +80,25 @@ class Daemon:
 
     def _serve(self, settings: WorkerSettings, world: World) -> None:
         self._service = Service(world, doors.opened(), self._log, self.tally.served)
-        self._pool = Pool(
-            lambda arrived, seat: self._service.serve(arrived, seat),
-            self._crowd,
-            threads=settings.threads,
-            queue=settings.queue,
-        )
-        self._closers.append(self._pool.drain)
         listeners = {}
+        place = len(self._closers)
         for name in doors.DOORS:
             socket = Published(Place(os.path.join(settings.directory, f"{name}.sock")))
             # Before the pool is drained: whoever comes later finds no socket, and runs his call himself.
             self._closers.append(lambda _, socket=socket: socket.close())  # type: ignore[misc]  # bound now
             listeners[name] = socket.listen()
-        self.front = Front(
-            listeners,
-            self._pool.submit,
-            uids=frozenset({os.geteuid()}),
-            connections=settings.connections,
-            tell=self.tally.refused,
+        entrance = Entrance(listeners, uids=frozenset({os.geteuid()}), tell=self.tally.refused)
+        self._pool = Pool(
+            lambda arrived, seat: self._service.serve(arrived, seat),
+            self._crowd,
+            entrance,
+            threads=settings.threads,
+            queue=settings.queue,
         )
+        self.front = Front(entrance, self._pool.submit, connections=settings.connections, tell=self.tally.refused)
+        self._closers[place:place] = [lambda _: entrance.close(), self._pool.drain]
         self._closers.append(lambda _: self.front.close())
+        self._pool.start()
         self.front.start()
         self.health.set("serving", Condition(ok=True, vital=True))
 

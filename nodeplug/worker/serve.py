@@ -65,8 +65,7 @@ class Service:
         finally:
             arrived.close()
         self.tell(arrived.contract, outcome, time.monotonic() - arrived.since)
-        for error in seat.catch_up():
-            self._note(arrived, f"after the answer: {error}", level="warning")
+        seat.catch_up()
 
     def _serve(self, arrived: Arrived, seat: Seat) -> str:
         door, answers = self.doors[arrived.contract]

@@ -19,6 +19,7 @@ from _socket import (
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
+    MSG_DONTWAIT,
     SCM_RIGHTS,
     SHUT_RD,
     SOCK_CLOEXEC,
@@ -51,6 +52,8 @@ _OWN_NAMESPACES = ("/proc/thread-self/ns/net", "/proc/thread-self/ns/mnt")
 _DESCRIPTORS_MAX = 8
 _INT = struct.Struct("=i")
 _CHUNK = 256 * 1024
+_FIRST = 16 * 1024
+"""Bytes that are read with the descriptors: all of most requests."""
 
 
 class Gone(Refused):
@@ -199,10 +202,9 @@ class Incoming:
         self._contract = contract
         self._descriptors: list[int] = []
         self._truncated = False
-        self._header = b""
         self._frame: Frame | None = None
         self._parts: list[bytes] = []
-        self._missing = 0
+        self._held = 0
 
     def read(self) -> Request | None:
         """Take what the connection has to give, once; the request when that was the last of it.
@@ -210,24 +212,31 @@ class Incoming:
         How long this waits is the connection's setting. Raises what reading from it raises, and `Gone`, `Malformed` and
         `VersionUnsupported` as `receive` does.
         """
+        data = self._connection.recv(_CHUNK) if self._held else self._read_rights()
+        if not data:
+            raise Gone("the connection ended before the request did")
+        self._parts.append(data)
+        self._held += len(data)
         if self._frame is None:
-            self._read_header()
-        else:
-            data = self._connection.recv(min(self._missing, _CHUNK))
-            if not data:
-                raise Gone(f"the connection ended {self._missing} bytes before the request did")
-            self._parts.append(data)
-            self._missing -= len(data)
-        if self._frame is None or self._missing:
+            if self._held < HEADER.size:
+                return None
+            self._parts = [b"".join(self._parts)]
+            self._frame = decode_header(self._parts[0][: HEADER.size], (REQUEST,))
+            if self._truncated:
+                raise Malformed(f"more than {_DESCRIPTORS_MAX} descriptors came with a request")
+        end = HEADER.size + self._frame.size()
+        if self._held < end:
             return None
-        request = decode_request(self._frame, b"".join(self._parts), tuple(self._descriptors), contract=self._contract)
+        whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        body = whole[HEADER.size : end]
+        request = decode_request(self._frame, body, tuple(self._descriptors), contract=self._contract)
         self._descriptors = []  # they are the request's now
         return request
 
     @property
     def held(self) -> int:
         """Bytes that have arrived."""
-        return len(self._header) + sum(map(len, self._parts))
+        return self._held
 
     def close(self) -> None:
         """Close the descriptors that came, unless they have become the request's."""
@@ -235,23 +244,9 @@ class Incoming:
             os.close(fd)
         self._descriptors = []
 
-    def _read_header(self) -> None:
-        if self._header:
-            data = self._connection.recv(HEADER.size - len(self._header))
-        else:
-            data = self._read_rights()
-        if not data:
-            raise Gone("the connection ended before the request")
-        self._header += data
-        if len(self._header) == HEADER.size:
-            frame = decode_header(self._header, (REQUEST,))
-            if self._truncated:
-                raise Malformed(f"more than {_DESCRIPTORS_MAX} descriptors came with a request")
-            self._frame, self._missing = frame, frame.size()
-
     def _read_rights(self) -> bytes:
         space = CMSG_SPACE(_DESCRIPTORS_MAX * _INT.size)
-        data, ancillary, flags, _address = self._connection.recvmsg(HEADER.size, space, MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _address = self._connection.recvmsg(_FIRST, space, MSG_CMSG_CLOEXEC)
         for level, kind, rights in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:
                 whole = len(rights) - len(rights) % _INT.size
@@ -275,8 +270,13 @@ def send_answer(connection: socket, answer: Answer, *, deadline: float) -> None:
 
 def _send(connection: socket, data: bytes, deadline: float) -> None:
     try:
-        connection.settimeout(_remaining(deadline))
-        connection.sendall(data)  # the time-out is for all of it
+        try:
+            sent = connection.send(data, MSG_DONTWAIT)  # there is room for what is usual
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            connection.settimeout(_remaining(deadline))
+            connection.sendall(memoryview(data)[sent:])  # the time-out is for all of it
     except OSError as error:
         raise _translated(error) from error
 

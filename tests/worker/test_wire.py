@@ -27,7 +27,7 @@ from nodeplug.worker.frames import (
     encode_last_words,
     encode_request,
 )
-from nodeplug.worker.wire import Fallback, Gone, ask, receive, send_answer, send_last_words
+from nodeplug.worker.wire import Fallback, Gone, Incoming, ask, receive, send_answer, send_last_words
 from tests.child import until
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -383,10 +383,12 @@ def test_descriptors_that_come_later_are_not_taken(ledger: Ledger) -> None:
     ours, theirs = pair(ledger)
     before = descriptors_in_use()
     data = encode_request(CALL, patience=1)
+    incoming = Incoming(ours, contract="cni")  # type: ignore[arg-type]  # socket's own kind
     theirs.sendall(data[: HEADER.size])
+    assert incoming.read() is None
     send_with(theirs, data[HEADER.size :], 2)
     with pytest.raises(Malformed, match="0 descriptors"):
-        take(ours)
+        incoming.read()
     theirs.close()
     assert descriptors_in_use() == before - 1
 

@@ -1,13 +1,15 @@
-"""The table made again: the transaction for what is missing, from the shares of all attachments that live."""
+"""The table made again: the transaction for what is missing, from the shares of all attachments that live.
+
+Loaded only then.
+"""
 
 from __future__ import annotations
 
 from nodeplug.cni.filter import layout
 from nodeplug.cni.filter.layout import TABLE
+from nodeplug.cni.filter.table import add_entry, element
 from nodeplug.core.errors import Error
 from nodeplug.kernel.nft import elements, messages
-from nodeplug.kernel.nft.elements import Element
-from nodeplug.kernel.nft.expressions import JUMP
 from nodeplug.kernel.nft.wire import INET
 
 TYPE_CHECKING = False
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from nodeplug.cni.filter.index import Holding
-    from nodeplug.cni.filter.plan import Entry
     from nodeplug.kernel.netlink import Message, Netlink
+    from nodeplug.kernel.nft.elements import Element
 
 
 def messages_for(live: list[Holding], present: frozenset[str] | set[str]) -> list[Message]:
@@ -54,15 +56,4 @@ def conditions(netlink: Netlink, live: Iterable[Holding], warn: Callable[[str], 
             warn(f"the conditions of {holding.owner.attachment} could not be restored: {error}")
             continue
         conditional = [entry for entry in holding.share.entries if entry.chain]
-        messages.commit(netlink, [m for entry in conditional for m in add(entry, holding.comment)])
-
-
-def element(entry: Entry, comment: str) -> Element:
-    """An entry as the kernel has it."""
-    verdict = (JUMP, entry.chain) if entry.chain else None
-    return Element(key=entry.key, data=entry.data, verdict=verdict, comment=comment)
-
-
-def add(entry: Entry, comment: str, *, exclusive: bool = False) -> list[Message]:
-    """What adds an entry; with `exclusive` EEXIST where one of that key is."""
-    return elements.add_elements(INET, TABLE, entry.set, [element(entry, comment)], exclusive=exclusive)
+        messages.commit(netlink, [m for entry in conditional for m in add_entry(entry, holding.comment)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 
-from nodeplug.cni.filter import layout, restoring
+from nodeplug.cni.filter import layout
 from nodeplug.cni.filter.claims import Claims
 from nodeplug.cni.filter.index import Holding, Index, Owner
 from nodeplug.cni.filter.layout import TABLE
@@ -18,6 +18,8 @@ from nodeplug.core import company
 from nodeplug.core.errors import Error, PermissionRefused, TryAgain, Unavailable, from_os
 from nodeplug.kernel.netlink import NetlinkError, netfilter
 from nodeplug.kernel.nft import elements, messages
+from nodeplug.kernel.nft.elements import Element
+from nodeplug.kernel.nft.expressions import JUMP
 from nodeplug.kernel.nft.wire import INET
 
 TYPE_CHECKING = False
@@ -244,7 +246,7 @@ class Table:
             deletes = [*replaced.values()]
             adds = [*wanted.values()]
             change = [message for entry in deletes for message in _delete(entry)]
-            change += [message for entry in adds for message in restoring.add(entry, holding.comment, exclusive=True)]
+            change += [message for entry in adds for message in add_entry(entry, holding.comment, exclusive=True)]
             refused = messages.attempt(self._netlink, change)
             if not refused:
                 return
@@ -275,7 +277,7 @@ class Table:
         (found,) = elements.get_elements(self._netlink, INET, [(TABLE, entry.set, entry.key)])
         if found is None:
             return
-        if found == restoring.element(entry, holding.comment):
+        if found == element(entry, holding.comment):
             del wanted[(entry.set, entry.key)]
             return
         replaced[(entry.set, entry.key)] = entry
@@ -334,6 +336,8 @@ class Table:
         Bound to the state of the ruleset that was looked at: if any transaction came between, it looks again. So what
         another call adds meanwhile is either on disk already or goes into the restored table.
         """
+        from nodeplug.cni.filter import restoring
+
         for _ in range(_RESTORE_ATTEMPTS):
             generation = messages.generation(self._netlink)
             present = {found.name for found in messages.sets(self._netlink, INET, TABLE)}
@@ -351,6 +355,17 @@ class Table:
                 restoring.conditions(self._netlink, live, self._warn)
             return len(live)
         raise TryAgain(f"the nft ruleset kept changing while the table inet {TABLE} was restored")
+
+
+def element(entry: Entry, comment: str) -> Element:
+    """An entry as the kernel has it."""
+    verdict = (JUMP, entry.chain) if entry.chain else None
+    return Element(key=entry.key, data=entry.data, verdict=verdict, comment=comment)
+
+
+def add_entry(entry: Entry, comment: str, *, exclusive: bool = False) -> list[Message]:
+    """What adds an entry; with `exclusive` EEXIST where one of that key is."""
+    return elements.add_elements(INET, TABLE, entry.set, [element(entry, comment)], exclusive=exclusive)
 
 
 def _delete(entry: Entry) -> list[Message]:

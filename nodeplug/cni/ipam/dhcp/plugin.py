@@ -12,8 +12,9 @@ import time
 from nodeplug.cni.contract import GcRequest, IpConfig, Plugin, Result
 from nodeplug.cni.ipam.dhcp import conf, link
 from nodeplug.cni.ipam.dhcp.conf import DhcpConf
-from nodeplug.cni.ipam.dhcp.exchange import SELECTING, Exchange, release
-from nodeplug.cni.ipam.dhcp.lease import BOUND, FOREVER, LOST, REQUESTING, Client, Lease, uptime
+from nodeplug.cni.ipam.dhcp.exchange import SELECTING, Exchange
+from nodeplug.cni.ipam.dhcp.goodbye import collect, give_back
+from nodeplug.cni.ipam.dhcp.lease import BOUND, FOREVER, REQUESTING, Client, Lease, uptime
 from nodeplug.cni.ipam.dhcp.sandbox import Sandbox, boot
 from nodeplug.cni.ipam.dhcp.store import Leases, Unreadable
 from nodeplug.cni.ipam.dhcp.talk import Broadcast, Talk, converse
@@ -22,7 +23,6 @@ from nodeplug.core.errors import Refused, TimedOut, TryAgain, Unavailable, doing
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
-from nodeplug.kernel.rtnl import links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from nodeplug.cni.contract import (
         AddRequest,
-        Attachment,
         AttachmentRequest,
         CheckRequest,
         DelRequest,
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from nodeplug.cni.ipam.dhcp.conf import Settings
     from nodeplug.cni.ipam.dhcp.exchange import Granted
     from nodeplug.core.inet import Ip
-    from nodeplug.kernel.netns import Netns
 
 CHORE = "dhcp"
 _RESTART = 3.0
@@ -79,7 +77,7 @@ class Dhcp(Plugin):
             self.delete(request)
 
     def delete(self, request: DelRequest) -> None:
-        _give_back(Leases(conf.settings().directory), request.attachment, request.netns, request.warn)
+        give_back(Leases(conf.settings().directory), request.attachment, request.netns, request.warn)
 
     def check(self, request: CheckRequest) -> None:
         """The attachment has a lease, of the address in its result, which has not ended."""
@@ -109,7 +107,7 @@ class Dhcp(Plugin):
                 request.warn(str(lease))
             elif lease.network == request.network and lease.attachment not in request.valid:
                 stale = lease
-                steps.run(lambda: _collect(leases, stale, request.warn))  # noqa: B023  # run at once
+                steps.run(lambda: collect(leases, stale, request.warn))  # noqa: B023  # run at once
         steps.run(leases.clear_temporary)
         steps.close()
 
@@ -161,7 +159,7 @@ class _Acquisition:
     def undo(self) -> None:
         """Give back what was taken, if anything was: what an earlier ADD has may be in use."""
         if self._intent is not None:
-            _give_back(self._leases, self._request.attachment, self._request.netns, self._request.warn)
+            give_back(self._leases, self._request.attachment, self._request.netns, self._request.warn)
 
     def _ask(self, client: Client, sandbox: Sandbox, former: Ip | None) -> Granted:
         request, begin = self._request, uptime()
@@ -224,55 +222,6 @@ def _read(leases: Leases, request: AttachmentRequest) -> Lease | None:
     except Unreadable as unreadable:
         request.warn(str(unreadable))
         return None
-
-
-def _give_back(leases: Leases, attachment: Attachment, netns: Netns | None, warn: Callable[[str], None]) -> None:
-    """Release the attachment's lease, over its link where there is one, and forget it. A server that is not there does
-    not matter: it forgets by itself.
-    """
-    with leases.lock(attachment):
-        try:
-            lease = leases.read(attachment)
-        except Unreadable as unreadable:
-            warn(str(unreadable))
-            lease = None
-        if lease is not None and netns is not None:
-            try:
-                farewell(lease, netns)
-            except OSError as error:
-                warn(f"the server was not told that {lease.address} is free again: {error.strerror}")
-        leases.remove(attachment)
-
-
-def farewell(lease: Lease, netns: Netns) -> None:
-    """Take the address from the link, then tell the server; nothing where the link has gone. Raises OSError.
-
-    In that order, and past the routes that went with the address: a server may give it to somebody else at once.
-    """
-    if lease.state == LOST:
-        return
-    with Netlink(NETLINK_ROUTE, netns=netns) as route:
-        found = links.find(route, lease.ifname)
-        if found is None:
-            return
-        link.take(route, found.index, lease.address)
-    if not found.up:
-        return
-    line = Broadcast(netns, lease.ifname, source=lease.address)
-    try:
-        line.send_to(lease.server, lease.station, release(lease.client, lease.address, lease.server))
-    finally:
-        line.close()
-
-
-def _collect(leases: Leases, lease: Lease, warn: Callable[[str], None]) -> None:
-    with doing(f"cannot look for the pod of {lease.attachment}"):
-        pod = lease.sandbox.enter(lease.ifname)
-    if pod is None:
-        _give_back(leases, lease.attachment, None, warn)
-        return
-    with pod:
-        _give_back(leases, lease.attachment, pod.netns, warn)
 
 
 def _expect_renewal(lease: Lease, told: Settings, warn: Callable[[str], None]) -> None:

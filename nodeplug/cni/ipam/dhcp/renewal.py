@@ -13,8 +13,9 @@ import time
 
 from nodeplug.cni.ipam.dhcp import conf, link
 from nodeplug.cni.ipam.dhcp.exchange import REBINDING, RENEWING, SELECTING, Exchange
+from nodeplug.cni.ipam.dhcp.goodbye import farewell
 from nodeplug.cni.ipam.dhcp.lease import BOUND, FOREVER, LOST, REQUESTING, uptime
-from nodeplug.cni.ipam.dhcp.plugin import CHORE, farewell
+from nodeplug.cni.ipam.dhcp.plugin import CHORE
 from nodeplug.cni.ipam.dhcp.sandbox import boot
 from nodeplug.cni.ipam.dhcp.store import Leases, Unreadable
 from nodeplug.cni.ipam.dhcp.talk import Broadcast, Talk, Unicast, converse
