@@ -52,7 +52,7 @@ class Node:
             "files": {
                 str(path)
                 for path in Path(paths.RUN, "cni").rglob("*")
-                if path.is_file() and path.suffix != ".lock" and not path.name.startswith(".")
+                if path.is_file() and path.suffix != ".lock" and not path.name.startswith((".", "reference."))
             },
             "elements": elements(),
         }
