@@ -62,7 +62,7 @@ def contracts() -> dict[str, list[str]]:
     return {"cni": list(VERSIONS)} | spoken
 
 
-_CLIENT = tuple(f"worker/{name}.py" for name in ("__init__", "frames", "launcher", "wire"))
+_CLIENT = tuple(f"worker/{name}.py" for name in ("__init__", "launcher"))
 
 
 def door(contract: str) -> Door:

@@ -1,7 +1,7 @@
 """The wire's frames, as pure functions between bytes and values. docs/wire.md has them byte for byte.
 
-Used by both ends in `nodeplug.worker.wire`. Launchers import this, so it is exec dialect: the standard library, little
-of it. No I/O, and no length is believed before it was compared with its limit.
+Used by `nodeplug.worker.wire`; what a client reads and writes is `nodeplug.worker.launcher`'s. No I/O, and no length is
+believed before it was compared with its limit.
 """
 
 from __future__ import annotations
@@ -122,18 +122,6 @@ def decode_request(frame: Frame, body: bytes, descriptors: tuple[int, ...], *, c
     files = dict(zip(names, descriptors[2:], strict=True))
     call = Call(contract=contract, name=name, argv=tuple(arguments), env=env, stdin=stdin, files=files)
     return Request(call=call, net=descriptors[0], mount=descriptors[1], patience=frame.number / 1000)
-
-
-def decode_response(frame: Frame, body: bytes) -> LastWords | Answer:
-    """The last words or the answer of a header and the bytes after it."""
-    stdout, stderr, mounted = _parts(frame, body)
-    if mounted and (b"\0" in mounted or not mounted.startswith(b"/")):
-        raise Malformed("what a mount point's path can never be")
-    path = mounted.decode("utf-8", "surrogateescape")
-    answer = Answer(code=frame.number, stdout=stdout, stderr=stderr, mounted=path)
-    if frame.kind == LAST_WORDS:
-        return LastWords(answer=answer, yourself=bool(frame.flags & YOURSELF_FIRST))
-    return answer
 
 
 def _frame(kind: int, flags: int, number: int, parts: tuple[bytes, bytes, bytes]) -> bytes:

@@ -1,8 +1,8 @@
 """The wire between what a runtime executes and the warm worker: a request, last words, an answer. See docs/wire.md.
 
 It carries a `Call` and knows no contract: which door a call is for follows from the socket it came in by. The frames
-are pure functions from and to bytes; `ask` is the client's end, `receive`, `send_last_words` and `send_answer` are the
-server's. Launchers import the client's end, so this is exec dialect: the standard library, little of it.
+are pure functions from and to bytes; `receive`, `send_last_words` and `send_answer` are the server's end, `ask` is the
+client's for whoever has a `Call`. It is the launcher's, which has only its process.
 
 Two promises hold the wire together. The server changes nothing before its last words are out. And a client that gives
 up first shuts its receiving side, after which the server's send fails, and then reads what had already arrived. So
@@ -15,40 +15,32 @@ import os
 import struct
 import time
 from _socket import (
-    AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
     MSG_DONTWAIT,
     SCM_RIGHTS,
-    SHUT_RD,
-    SOCK_CLOEXEC,
-    SOCK_STREAM,
     SOL_SOCKET,
     socket,
 )
 
 from nodeplug.core.call import Answer, Call, LastWords
-from nodeplug.core.errors import Malformed, Refused, TimedOut, VersionUnsupported
+from nodeplug.core.errors import Malformed, Refused, TimedOut
 from nodeplug.core.record import Record
+from nodeplug.worker import launcher
 from nodeplug.worker.frames import (
-    ANSWER,
     FILES,
     HEADER,
-    LAST_WORDS,
     REQUEST,
     Frame,
     Request,
     decode_header,
     decode_request,
-    decode_response,
     encode_answer,
     encode_last_words,
     encode_request,
 )
 
-GREETING = 2.0  # seconds a client waits for last words before it takes the worker for dead
-_OWN_NAMESPACES = ("/proc/thread-self/ns/net", "/proc/thread-self/ns/mnt")
 _DESCRIPTORS_MAX = 8
 _INT = struct.Struct("=i")
 _CHUNK = 256 * 1024
@@ -70,105 +62,29 @@ class Fallback(Record):
 # The client's end
 
 
-def ask(path: str, call: Call, *, deadline: float, greeting: float = GREETING) -> Answer | Fallback:
+def ask(path: str, call: Call, *, deadline: float, greeting: float = launcher.GREETING) -> Answer | Fallback:
     """Have the worker at the socket `path` answer `call`, until `deadline` (`time.monotonic()` seconds) at most.
 
     A `Fallback` asks the caller to run the call itself: the worker cannot be reached, its queue is full, it sent no
     last words within `greeting` seconds, or its last words say so. Never raises and never blocks past the deadline.
     """
-    greeted = min(deadline, time.monotonic() + greeting)
-    connection = None
     try:
-        connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-        _send_request(connection, path, call, until=greeted, patience=deadline - time.monotonic())
-        outcome = _await_answer(connection, greeted=greeted, deadline=deadline)
-    except (OSError, Malformed, TimedOut) as error:
-        # A worker that does not have the whole request does nothing.
-        outcome = Fallback(reason=str(error))
-    finally:
-        if connection is not None:
-            connection.close()
-    return outcome if isinstance(outcome, Answer) else outcome.replace(reason=f"worker at {path}: {outcome.reason}")
+        data = encode_request(call, patience=deadline - time.monotonic())
+    except Malformed as error:
+        return Fallback(reason=f"worker at {path}: {error}")
+    files = call.files or {}
+    wanted = [files[name] for name in FILES if name in files]
+    answer, words, reason = launcher.converse(path, data, wanted, greeting=greeting, deadline=deadline)
+    if answer is None and words is not None and not words[1]:
+        answer = words
+    if answer is not None:
+        return _answer(answer)
+    return Fallback(reason=f"worker at {path}: {reason}", last_words=_answer(words) if words is not None else None)
 
 
-def _send_request(connection: socket, path: str, call: Call, *, until: float, patience: float) -> None:
-    data = encode_request(call, patience=patience)
-    opened: list[int] = []
-    try:
-        for name in _OWN_NAMESPACES:
-            opened.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
-        files = call.files or {}
-        rights = [*opened, *(files[name] for name in FILES if name in files)]
-        connection.settimeout(_remaining(until))
-        connection.connect(path)
-        sent = connection.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, b"".join(map(_INT.pack, rights)))])
-        if sent < len(data):  # an empty send would fail once the worker has answered and closed
-            connection.settimeout(_remaining(until))
-            connection.sendall(memoryview(data)[sent:])
-    finally:
-        for fd in opened:
-            os.close(fd)
-
-
-def _await_answer(connection: socket, *, greeted: float, deadline: float) -> Answer | Fallback:
-    last: LastWords | None = None
-    buffer = b""
-    try:
-        while data := _receive_some(connection, deadline if last else greeted):
-            buffer += data
-            while (taken := _take(buffer)) is not None:
-                response, buffer = taken
-                if isinstance(response, LastWords):
-                    last = response
-                elif _holds(response):
-                    return response
-                else:
-                    return _without(last, f"what it mounted on {response.mounted} is not to be seen here")
-        late = time.monotonic() >= (deadline if last else greeted)
-        reason = "no answer in time" if late else "it ended the connection without an answer"
-    except (OSError, Malformed, VersionUnsupported) as error:
-        reason = str(error)
-    return _without(last, reason)
-
-
-def _without(last: LastWords | None, reason: str) -> Answer | Fallback:
-    """The outcome where no answer came, or none that holds."""
-    if last is not None and not last.yourself:
-        return last.answer
-    return Fallback(reason=reason, last_words=last.answer if last else None)
-
-
-def _holds(answer: Answer) -> bool:
-    """Whether what the answer says is mounted is mounted for this process."""
-    if not answer.mounted:
-        return True
-    from nodeplug.kernel import mount
-
-    return mount.is_mounted(answer.mounted)
-
-
-def _receive_some(connection: socket, limit: float) -> bytes:
-    """What arrived; b"" at the end of the connection, which `limit` brings about.
-
-    Once the receiving side is shut the worker's sends fail; what it sent before is still read, and then the end.
-    """
-    try:
-        connection.settimeout(_remaining(limit))
-        return connection.recv(_CHUNK)
-    except (TimedOut, TimeoutError):
-        connection.shutdown(SHUT_RD)
-        return connection.recv(_CHUNK)
-
-
-def _take(buffer: bytes) -> tuple[LastWords | Answer, bytes] | None:
-    """The first whole response in `buffer` and what follows it."""
-    if len(buffer) < HEADER.size:
-        return None
-    frame = decode_header(buffer[: HEADER.size], (LAST_WORDS, ANSWER))
-    end = HEADER.size + frame.size()
-    if len(buffer) < end:
-        return None
-    return decode_response(frame, buffer[HEADER.size : end]), buffer[end:]
+def _answer(reply: launcher.Reply) -> Answer:
+    code, _yourself, stdout, stderr, mounted = reply
+    return Answer(code=code, stdout=stdout, stderr=stderr, mounted=mounted.decode("utf-8", "surrogateescape"))
 
 
 # The server's end

@@ -187,11 +187,11 @@ def test_a_driver_that_does_not_end_is_answered_for_and_its_children_are_ended(l
 def test_the_limits_leave_the_kubelet_its_two_minutes() -> None:
     from nodeplug.flexvolume import dispatch
     from nodeplug.flexvolume import main as flex_main
-    from nodeplug.worker import launcher, wire
+    from nodeplug.worker import launcher
 
     alone = dispatch.LIMIT + flex_main._GRACE
     assert launcher.PATIENCE["flexvolume"] + alone <= 105
-    assert launcher.PATIENCE["flexvolume"] > dispatch.LIMIT + wire.GREETING  # a worker's own end comes first
+    assert launcher.PATIENCE["flexvolume"] > dispatch.LIMIT + launcher.GREETING  # a worker's own end comes first
 
 
 def test_a_reader_that_has_gone_does_no_harm(node: Node, plugin: Plugin) -> None:
