@@ -56,6 +56,13 @@ class Company:
         """
         return _Loan(make())
 
+    def by_turns(self, what: str) -> AbstractContextManager[None]:
+        """In a `with` block: no other call of this process is in one for the same thing.
+
+        For what the kernel does one at a time anyway, and where it lets those who wait spin.
+        """
+        return _NOTHING
+
     def recall(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make()` returns, or returned before for an equal `key`: what is read of the same bytes again and again.
 

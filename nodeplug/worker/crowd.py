@@ -46,6 +46,7 @@ class Crowd:
         self._groups: dict[object, Group[Any, Any]] = {}
         self._spare: dict[object, list[Closing]] = {}
         self._known: dict[Hashable, object] = {}
+        self._turns: dict[str, threading.Lock] = {}
 
     def group(self, work: Work[T, R]) -> Group[T, R]:
         """The group of those who want `work` done."""
@@ -68,6 +69,10 @@ class Crowd:
                 spare.append(lent)
                 return
         lent.close()
+
+    def turn(self, what: str) -> threading.Lock:
+        """Held by whoever does that."""
+        return self._turns.setdefault(what, threading.Lock())
 
     def recall(self, key: Hashable, make: Callable[[], T]) -> T:
         """What is known for the key, or made now; the oldest is forgotten for it."""
@@ -118,6 +123,9 @@ class Seat(Company):
     def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
         return _Loan(self._crowd, make)
 
+    def by_turns(self, what: str) -> AbstractContextManager[None]:
+        return _Turn(self, self._crowd.turn(what))
+
     def recall(self, key: Hashable, make: Callable[[], T]) -> T:
         return self._crowd.recall(key, make)
 
@@ -146,6 +154,24 @@ class _Pause:
 
     def __exit__(self, *_: object) -> None:
         self._seat.__enter__()
+
+
+class _Turn:
+    """The time in which a seat does what only one does at a time."""
+
+    __slots__ = ("_lock", "_seat")
+
+    def __init__(self, seat: Seat, lock: threading.Lock) -> None:
+        self._seat = seat
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            with self._seat.waiting():
+                self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class _Loan(Generic[C]):

@@ -245,3 +245,29 @@ def test_what_was_read_once_is_recalled_until_others_have_taken_its_place() -> N
     assert seat.recall("a", lambda: read("a")) is not first
     assert company.Company().recall("a", lambda: 1) == 1
     assert company.Company().recall("a", lambda: 2) == 2
+
+
+def test_what_only_one_may_do_at_a_time_is_done_by_turns_and_who_waits_lets_others_run() -> None:
+    crowd = Crowd(running=1)
+    inside = 0
+    most = 0
+    ran = threading.Event()
+
+    def one(number: int) -> None:
+        nonlocal inside, most
+        seat = Seat(crowd)
+        if number == 0:
+            with seat:
+                ran.set()  # the only turn is to be had while the others wait for each other
+            return
+        with seat, seat.by_turns("this"):
+            inside += 1
+            most = max(most, inside)
+            with seat.waiting():
+                assert ran.wait(20)
+            inside -= 1
+
+    in_threads(8, one)
+    assert (most, inside) == (1, 0)
+    with Seat(crowd).by_turns("this"), Seat(crowd).by_turns("that"):
+        pass

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from nodeplug.kernel.rtnl.links import Link
 
 KIND = "veth"
+LINKS = "links"
+"""What making and deleting them is called where calls take turns (`core.company`): the kernel does one at a time."""
 HINTS = {
     errno.EPERM: "it needs CAP_NET_ADMIN in the namespaces of the host and of the pod",
     errno.EACCES: "it needs CAP_NET_ADMIN in the namespaces of the host and of the pod",
@@ -89,11 +91,16 @@ def remove(route: Netlink, which: int | str) -> bool:
     with doing(f"cannot delete link {which}", hints=HINTS):
         if route.netns is not None:
             with company.present().waiting():
-                (outcome,) = deletes.delete([(route, which)])
+                (outcome,) = _delete([(route, which)])
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
-        return company.present().together(deletes.delete, (route, which))
+        return company.present().together(_delete, (route, which))
+
+
+def _delete(wanted: list[tuple[Netlink, int | str]]) -> list[bool | Exception]:
+    with company.present().by_turns(LINKS):
+        return deletes.delete(wanted)
 
 
 def remove_stale(network: str, valid: Collection[Attachment]) -> None:
@@ -103,7 +110,7 @@ def remove_stale(network: str, valid: Collection[Attachment]) -> None:
         stale = [link for link, whose in found if whose is not None and whose.network == network and whose not in valid]
         failures: list[Exception] = []
         for start in range(0, len(stale), _TOGETHER):
-            outcomes = deletes.delete([(route, link.index) for link in stale[start : start + _TOGETHER]])
+            outcomes = _delete([(route, link.index) for link in stale[start : start + _TOGETHER]])
             failures += [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         for failure in failures:
             raise failure

@@ -10,6 +10,7 @@ import os
 
 from nodeplug.cni.plugins import hostlink
 from nodeplug.cni.plugins.hostlink import HINTS
+from nodeplug.core import company
 from nodeplug.core.errors import Refused, TimedOut, doing
 from nodeplug.kernel import sysctl
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
@@ -54,7 +55,8 @@ def connect(
         master=master,
         peer_mac=mac,
     )
-    with doing(f"cannot connect {ifname} in {path} to {to}", hints=HINTS):
+    # Who writes a setting of IPv6 while links are changed spins until he may.
+    with doing(f"cannot connect {ifname} in {path} to {to}", hints=HINTS), company.present().by_turns(hostlink.LINKS):
         made, named = host.attempt(pair, hostlink.labelled(name, request.attachment, finished=False))
         if isinstance(made, NetlinkError):
             if made.errno == errno.EEXIST and isinstance(named, NetlinkError):
