@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from nodeplug.cni.contract import Plugin, Result
+    from nodeplug.cni.contract import Plugin
     from nodeplug.core.call import Call
 
 PLUGINS = {
@@ -324,8 +324,6 @@ class _Service:
             # A version may have no words for what was made, and then nobody knows of it who would delete it.
             made = DelRequest(**request.__dict__, netns_path=request.netns.path)
             undo.push(lambda: self._remove(made, lambda: type(plugin)().delete(made)))
-            if request.prev_result is None and not os.path.lexists(paths.NO_REFERENCE):
-                _free(result)
             written = protocol.write_result(result, request.version)
             undo.commit()
         return written
@@ -349,15 +347,6 @@ class _Service:
                 **common, duration_ms=duration, level="error", outcome="error", code=code, message=str(error)
             )
             self.log.write(event)
-
-
-def _free(result: Result) -> None:
-    """What the reference plugins left for a pod before leads to the one that has its address now."""
-    addresses = {ip.address.ip.packed for ip in result.ips if not ip.address.ip.is_loopback}
-    if addresses:
-        from nodeplug.cni.reference import sweep
-
-        sweep.free(addresses)
 
 
 def _pod(env: Mapping[str, str]) -> log.Pod | None:

@@ -62,17 +62,17 @@ def take_away(target: str, warn: Callable[[str], None]) -> bool:
     """Unmount all that is mounted at the target; whether anything was. What stays in use ends with its last user."""
     found = False
     for _ in range(_MOST_LAYERS):
-        if not _unmount(target, warn):
+        if not _unmount(target, warn, again=found):
             return found
         found = True
     raise Refused(f"more than {_MOST_LAYERS} mounts lie on each other at {target}", hint="something mounts there still")
 
 
-def _unmount(target: str, warn: Callable[[str], None]) -> bool:
+def _unmount(target: str, warn: Callable[[str], None], *, again: bool) -> bool:
     for pause in _PATIENCE:
         try:
             with company.present().waiting():  # for a grace period of the kernel's
-                return mount.unmount(target)
+                return mount.unmount(target, again=again)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 return False  # a path that cannot be a mount point

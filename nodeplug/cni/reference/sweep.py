@@ -2,7 +2,7 @@
 that had it before may lead to the new one, or speak for it.
 
 A DEL that was killed, or that the runtime made without the port mappings, leaves the reference's rules behind; the
-address is free all the same. Called by the door with every ADD there.
+address is free all the same. Called with every address that is given there, before the pod has it.
 """
 
 from __future__ import annotations

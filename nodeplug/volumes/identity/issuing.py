@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from nodeplug.volumes.identity.main import main; main()"
 
+_ATTEMPTS = 16
 _LARGEST = 1 << 20
 _NOTE = "python"
 
@@ -61,14 +62,21 @@ def issue(store: Store, ask: Ask, *, now: int, log: str, python: str = "", timeo
 
 def issue_here(store: Store, ask: Ask, *, now: int, log: str) -> Credential:
     """Likewise, in this process."""
-    try:
-        made = _signed(store, store.load(), ask, now)
-    except (errors.NotFound, ValueError):
-        # The authority has just changed, and the old key is gone.
+    found = store.load()
+    for _ in range(_ATTEMPTS):
         try:
-            made = _signed(store, store.load(), ask, now)
-        except ValueError as error:
-            raise Malformed(f"the key of the authority in {store.directory} cannot be used: {error}") from None
+            made = _signed(store, found, ask, now)
+            break
+        except (errors.NotFound, ValueError) as error:
+            before, found = found, store.load()
+            if found == before:
+                hint = "ask for a new one: nodeplug identity request"
+                raise Unavailable(
+                    f"the key of the authority in {store.directory} is gone: {error}", hint=hint
+                ) from None
+            # The authority has just been replaced, and the old key with it.
+    else:
+        raise errors.TryAgain(f"the authority in {store.directory} is replaced all the while")
     _note(made, ask, now, log)
     return made
 
@@ -76,7 +84,10 @@ def issue_here(store: Store, ask: Ask, *, now: int, log: str) -> Credential:
 def _signed(store: Store, found: Authority, ask: Ask, now: int) -> Credential:
     from nodeplug.volumes.identity import signing
 
-    name = spiffe.parse(ask.name)
+    try:
+        name = spiffe.parse(ask.name)
+    except ValueError as error:
+        raise errors.ConfigInvalid(f"{ask.name!r} is no SPIFFE ID: {error}") from None
     if name.trust_domain != found.trust_domain or not name.path:
         raise errors.Refused(f"{ask.name} is no name that the authority of {found.trust_domain} may give to a pod")
     found = rules.advance(found, now)  # due, though nobody has written it down yet

@@ -50,6 +50,8 @@ class Bridge(Plugin):
         validate(config, addresses=request.ipam is not None)
         mac = requested_mac(config.runtime_config, config.args, request.args) or veth.new_mac()
         with company.present().lend(route) as host, Undo() as undo:
+            pod = _inside(request)
+            undo.push(pod.close)
             bridge = _ensure_bridge(host, request)
             port = ports.connect(host, bridge, request, undo, mac=mac)
             if config.macspoofchk:
@@ -58,8 +60,6 @@ class Bridge(Plugin):
                 _set_vlans(host, bridge, port, request)
             given = addressing.ask(request, undo, lambda: hostlink.remove(host, port.index))
             result = planned(request, bridge, port, given)
-            pod = _inside(request)
-            undo.push(pod.close)
             if not config.disable_container_interface:
                 addressing.configure(
                     pod, request.netns, port.parent, request.ifname, result, detect_duplicates=config.enabledad
