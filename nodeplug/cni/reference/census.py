@@ -44,11 +44,16 @@ def conclude(*, now: bool = False) -> None:
 
 
 def _note(path: str) -> None:
+    """It has nothing but its time, so nothing of it can be half written."""
     try:
-        files.write_atomic(path, b"", durable=False)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except FileNotFoundError:
         files.ensure_directory(os.path.dirname(path))
-        files.write_atomic(path, b"", durable=False)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        os.utime(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_younger(path: str, seconds: float) -> bool:
