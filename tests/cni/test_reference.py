@@ -15,7 +15,7 @@ import pytest
 
 from nodeplug.cni.reference import census
 from nodeplug.core import paths
-from tests.child import run
+from tests.child import run, until
 from tests.cni import faults
 from tests.cni.calls import ask, environment
 from tests.cni.hostports import to
@@ -348,7 +348,9 @@ def test_an_ifb_that_nothing_leads_to_is_collected_and_one_in_use_is_not(ledger:
     for pod in pods:
         result = references.add(pod)
         result = references.execute("ADD", references.config(bandwidth, prevResult=result), pod)
+    ends = len(HERE.links())
     lost.remove()
+    until(lambda: len(HERE.links()) < ends, "the kernel has ended the namespace, and the pod's link with it")
     assert len([name for name in HERE.links() if name.startswith("bwp")]) == 3
     assert check(references, bandwidth, valid, result) == (0, None)
     references.gc(bandwidth, valid)  # `elsewhere` is of another network, for all its name says
