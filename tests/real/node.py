@@ -71,7 +71,7 @@ def start_worker(ledger: Ledger) -> Process:
     (settings / "nodeplug.toml").write_text("[worker.collect]\nenabled = false\n")
     socket = Path(paths.RUN, "worker", "cni.sock")
     socket.unlink(missing_ok=True)
-    ledger.adopt("socket of a worker that was killed", lambda: socket.unlink(missing_ok=True))
+    ledger.adopt("sockets of a worker that was killed", lambda: shutil.rmtree(socket.parent, ignore_errors=True))
     worker = ledger.start([sys.executable, "-I", CHECKOUT / "bin" / "nodeplugd", "--config", settings])
     ledger.adopt("worker", lambda: (worker.signal(signal.SIGTERM), worker.wait()) if worker.running() else None)
     until(lambda: socket.exists() or not worker.running(), "the worker listens", timeout=30)
