@@ -18,6 +18,8 @@ from nodeplug.kms import settings
 from nodeplug.kms.contract import Provider
 from nodeplug.kms.daemon import Daemon, try_provider
 
+_LOOK = 2.0  # seconds, for what `systemctl status` shows
+
 
 def run(provider: type[Provider]) -> NoReturn:
     """Be the daemon of that provider: an author's own file calls this and nothing else."""
@@ -58,12 +60,16 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str], provider: type[P
 
 def _live(life: Lifecycle, daemon: Daemon, drain: float) -> None:
     life.alive = lambda: daemon.alive
-    life.ready(daemon.status())
-    while (event := life.wait()) is not Event.STOP:
+    said = daemon.status()
+    life.ready(said)
+    while (event := life.wait(_LOOK)) is not Event.STOP:
         if event is Event.RELOAD:
             life.reloading()
             daemon.reload()
             life.ready(daemon.status())
+        elif daemon.status() != said:
+            said = daemon.status()
+            life.status(said)
     life.stopping()
     if not daemon.close(drain):
         daemon.note(f"calls that took longer than {drain:g} s were cut off", level="warning")

@@ -243,6 +243,9 @@ def test_the_daemon_tells_systemd_of_its_life(ledger: Ledger, node: Node) -> Non
     heard = [peer.recv(4096) for _ in range(2)]
     assert heard[0].startswith(b"READY=1\nSTATUS=encrypting with np1-")
     assert b"WATCHDOG=1" in heard
+    node.kms("add-key").ok()
+    node.kms("activate").ok()
+    until(lambda: peer.recv(4096) == f"STATUS=encrypting with {node.active()}".encode(), "it tells of the new key")
     process.signal(1)
     until(lambda: peer.recv(4096).startswith(b"RELOADING=1"), "it reloads")
     process.signal(15)
