@@ -5,7 +5,7 @@ PYTHON ?= $(shell [ -x /usr/bin/python3 ] && echo /usr/bin/python3 || echo pytho
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.nodeplug-setup
-APT := containerd runc containernetworking-plugins nftables iproute2 iptables conntrack busybox-static softhsm2 opensc podman
+APT := containerd runc containernetworking-plugins nftables iproute2 iputils-ping iptables conntrack e2fsprogs xfsprogs squashfs-tools busybox-static softhsm2 opensc podman dnsmasq-base jq
 
 .PHONY: help setup demo test test-vm check fix bench stress clean
 help: ## this list

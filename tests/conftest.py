@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import leaks
@@ -60,6 +61,11 @@ def netns(ledger: Ledger) -> Space:
 def directory(ledger: Ledger) -> Path:
     """A fresh directory, short enough for sockets; mounts and loop devices below it end with it."""
     return ledger.directory()
+
+
+# How long an example takes says something of the machine, and nothing of the code.
+hypothesis.settings.register_profile("nodeplug", deadline=None)
+hypothesis.settings.load_profile("nodeplug")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,8 +19,9 @@ from nodeplug.core.paths import LOCKS
 from tests.ledger import OUR_FILES, loop_devices, mounts
 from tests.sandbox import FRESH, inside
 
-# Written by design and kept: locks, and of host-local the last address it gave and its index's stamp.
-_KEPT = ("lock", "last_reserved_ip.", "stamp")
+# Written by design and kept: locks, of host-local the last address it gave and its index's stamp, and whether somebody
+# has looked for what the reference plugins left.
+_KEPT = ("lock", "last_reserved_ip.", "stamp", "reference.")
 _SETTLE = 3.0
 
 

@@ -5,9 +5,10 @@
     @needs("link:vlan")
     def test_...
 
-Names: `root`, `sandbox`, `sctp`, `vlan-filtering`, `overlay`, `loop`, `transit-server` (OpenBao or Vault), and three
-families: `program:NAME` (on PATH), `file:PATH`, `link:KIND` (a kind of `ip link add type`). A test that needs one of
-`IN_THE_VM` is marked `vm` by itself.
+Names: `root`, `sandbox`, `card` (a network card to lend), `sctp`, `vlan-filtering`, `selinux` (a kernel with it, whose
+policy is the test's to load), `overlay`, `loop`, `transit-server` (OpenBao or Vault), and three families:
+`program:NAME` (on PATH), `file:PATH`, `link:KIND` (a kind of `ip link add type`). A test that needs one of `IN_THE_VM`
+is marked `vm` by itself.
 Each name that may be missing on Debian 12 stands in expected-skips.txt, with the place where the test runs instead.
 """
 
@@ -24,9 +25,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox import inside
+from tests.sandbox import IN_VM, inside
 
-IN_THE_VM = frozenset({"sctp", "vlan-filtering", "link:vlan", "link:ipvlan", "link:dummy", "link:vrf"})
+OUTSIDE = "NODEPLUG_TEST_OUTSIDE"
+"""In the emulated machine: a path of the network namespace it booted in, which has cards."""
+
+IN_THE_VM = frozenset(
+    {"card", "sctp", "vlan-filtering", "selinux", "link:vlan", "link:ipvlan", "link:dummy", "link:vrf"}
+)
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
@@ -54,6 +60,10 @@ def _sandbox() -> str:
     return "" if inside() else "not inside the sandbox: python -m tests.sandbox (as root)"
 
 
+def _card() -> str:
+    return "" if os.environ.get(OUTSIDE) else "no network card that a test may take"
+
+
 def _sctp() -> str:
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
@@ -64,6 +74,13 @@ def _sctp() -> str:
 
 def _vlan_filtering() -> str:
     return _in_trial_namespaces("ip link add name trial type bridge vlan_filtering 1")
+
+
+def _selinux() -> str:
+    if os.environ.get(IN_VM) != "1":
+        return "not in the emulated machine, and a test must not load a policy here"
+    there = "selinuxfs" in Path("/proc/filesystems").read_text().split()
+    return "" if there else "the kernel was booted without SELinux"
 
 
 def _link(kind: str) -> str:
@@ -77,8 +94,8 @@ def _link(kind: str) -> str:
 
 def _overlay() -> str:
     return _in_trial_namespaces(
-        "mount -t tmpfs tmpfs /mnt; mkdir /mnt/u /mnt/w /mnt/m;"
-        "mount -t overlay -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w overlay /mnt/m"
+        "mount -t tmpfs tmpfs /mnt; mkdir /mnt/l /mnt/u /mnt/w /mnt/m;"
+        "mount -t overlay -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w overlay /mnt/m"
     )
 
 
@@ -116,8 +133,10 @@ def _transit_server() -> str:
 PROBES: dict[str, Callable[[], str]] = {
     "root": _root,
     "sandbox": _sandbox,
+    "card": _card,
     "sctp": _sctp,
     "vlan-filtering": _vlan_filtering,
+    "selinux": _selinux,
     "overlay": _overlay,
     "loop": _loop,
     "transit-server": _transit_server,

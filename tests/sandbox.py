@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 SANDBOX = "NODEPLUG_TEST_SANDBOX"
+IN_VM = "NODEPLUG_TEST_VM"
 FRESH = ("/run", "/etc/nodeplug", "/etc/cni", "/var/lib/nodeplug", "/var/lib/cni", "/var/log/nodeplug")
 NAMESPACES = ("--net", "--mount", "--pid", "--ipc", "--fork", "--mount-proc", "--propagation", "private")
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -116,6 +117,9 @@ def first_process(command: list[str], environment: dict[str, str]) -> int:
     """Be init: run `command`, reap every orphan until it ends; returns its exit status as a shell would."""
     child = os.fork()
     if child == 0:
+        # What a shell's background or nohup(1) has us ignore, every child of every test would ignore too.
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         os.execvpe(command[0], command, environment)
     # A terminal sends Ctrl-C to both, and pytest answers it; SIGTERM comes to one process and is passed on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

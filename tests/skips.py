@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.needs import missing
+from tests.sandbox import IN_VM
 
 EXPECTED = Path(__file__).with_name("expected-skips.txt")
-IN_VM = "NODEPLUG_TEST_VM"
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,22 @@ def repair(as_json: bool) -> None:
     _say(as_json=as_json, table="inet nodeplug", restored=restored)
 
 
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON value instead of a table.")
+def takeover(as_json: bool) -> None:
+    """What the reference plugins have left on this node for pods, which goes with each pod."""
+    from nodeplug.cni.reference import look
+
+    found = look.everything()
+    if as_json:
+        click.echo(json.dumps([each.__dict__ for each in found], indent=2))
+        return
+    table = Table("what", "network", "container", "", box=None)
+    for each in found:
+        table.add_row(each.what, each.network, each.container, each.detail)
+    Console().print(table if found else "nothing of the reference plugins is left of any pod")
+
+
 def _runtime(
     *, conf: Path, network: str, path: str, cache_dir: Path, timeout: float, **_attachment: Any
 ) -> tuple[Runtime, config.Network]:

@@ -6,6 +6,7 @@ Field names on the wire are the specification's (docs/cni.md names the version o
 
 from __future__ import annotations
 
+from nodeplug.core import company
 from nodeplug.core.document import array, expects, integer, ip, nested, net, text
 from nodeplug.core.errors import ConfigInvalid, Error, NotFound
 from nodeplug.core.naming import identity
@@ -13,12 +14,14 @@ from nodeplug.core.record import Record, key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any, Protocol
+    from collections.abc import Callable, Hashable, Mapping
+    from typing import Any, Protocol, TypeVar
 
     from nodeplug.core.document import Place
     from nodeplug.core.inet import Ip, Net
     from nodeplug.kernel.netns import Netns
+
+    T = TypeVar("T")
 
     class Ipam(Protocol):
         """The address manager that a configuration names, bound to one request.
@@ -29,6 +32,11 @@ if TYPE_CHECKING:
         def add(self) -> Result:
             """Addresses, routes and dns; no interfaces."""
 
+        def leave(self) -> None:
+            """What has to be said over the link before it goes, if anything. The door sees to it before DEL and GC; in
+            the rollback of an ADD the plugin does.
+            """
+
         def delete(self) -> None: ...
 
         def check(self) -> None: ...
@@ -37,6 +45,8 @@ if TYPE_CHECKING:
 
         def status(self) -> None: ...
 
+
+_LONGEST_RECALLED = 16 * 1024
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
@@ -200,6 +210,16 @@ class StatusRequest(Request):
     pass
 
 
+def recalled(raw: bytes, what: Hashable, make: Callable[[], T]) -> T:
+    """What `make()` reads of the configuration `raw`, `what` it may be; nobody changes it.
+
+    The bytes are the same for each pod of a network, unless there is a result in them.
+    """
+    if len(raw) > _LONGEST_RECALLED or b"prevResult" in raw:
+        return make()
+    return company.present().recall((what, raw), make)
+
+
 class Plugin:
     """Subclass this, and `nodeplug.cni.run(Mine)` is the executable.
 
@@ -217,6 +237,9 @@ class Plugin:
     def add(self, request: AddRequest) -> Result:
         """Make the attachment. Undo everything on failure: the runtime's DEL may never come."""
         raise ConfigInvalid(f"plugin {self.name} has no ADD")
+
+    def leave(self, request: DelRequest | GcRequest) -> None:
+        """Of an address manager: say what has to be said over links before they go, ahead of `delete` or `gc`."""
 
     def delete(self, request: DelRequest) -> None:
         """Remove what is left of the attachment; nothing left is success."""

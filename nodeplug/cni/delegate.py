@@ -10,7 +10,7 @@ import os
 
 from nodeplug.cni import protocol
 from nodeplug.cni.contract import DelegateFailed, DelRequest, Result
-from nodeplug.core import child, jsontext
+from nodeplug.core import child, jsontext, paths
 from nodeplug.core.errors import ConfigInvalid, Malformed, Unavailable
 
 TYPE_CHECKING = False
@@ -27,14 +27,18 @@ class InProcess:
 
     def __init__(self, plugin: type[Plugin], request: Request, data: dict[str, Any]) -> None:
         self._plugin = plugin()
-        changes: dict[str, Any] = {"config": protocol.plugin_configuration(plugin.config, data), "ipam": None}
+        config = protocol.plugin_configuration(plugin.config, data, request.raw)
+        changes: dict[str, Any] = {"config": config, "ipam": None}
         if "args" in request.__dict__:
             known = plugin.args if not isinstance(request, DelRequest) else ()  # as for the plugin's own
             changes["args"] = protocol.arguments(request.env.get("CNI_ARGS", ""), known)
         self._request: Any = request.replace(**changes)
 
     def add(self) -> Result:
-        return self._plugin.add(self._request)
+        return _free(self._plugin.add(self._request))
+
+    def leave(self) -> None:
+        self._plugin.leave(self._request)
 
     def delete(self) -> None:
         # A rollback comes with the ADD's request, which has all that a DEL's has; the plugin reads no more.
@@ -63,7 +67,10 @@ class Executed:
             found = jsontext.loads(stdout) or {}
         except Malformed as malformed:
             raise Unavailable(f"address manager {self._type} answered with what is no result: {malformed}") from None
-        return protocol.read_result(found, self._request.version, f"result of {self._type}")
+        return _free(protocol.read_result(found, self._request.version, f"result of {self._type}"))
+
+    def leave(self) -> None:
+        pass  # the contract has one DEL, which comes when the link has gone
 
     def delete(self) -> None:
         self._run("DEL")
@@ -94,6 +101,15 @@ class Executed:
         if done.code != 0:
             raise _failure(self._type, done)
         return done.stdout
+
+
+def _free(given: Result) -> Result:
+    """What the address manager gave, with nothing left of the reference plugins that a pod before had by it."""
+    if given.ips and not os.path.lexists(paths.NO_REFERENCE):
+        from nodeplug.cni.reference import sweep
+
+        sweep.free({ip.address.ip.packed for ip in given.ips})
+    return given
 
 
 def find(type: str, search: str) -> str:

@@ -34,7 +34,7 @@ from nodeplug.kernel.netns import Netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from nodeplug.cni.contract import Plugin
@@ -43,14 +43,22 @@ if TYPE_CHECKING:
 PLUGINS = {
     "bandwidth": "nodeplug.cni.plugins.bandwidth.plugin:Bandwidth",
     "bridge": "nodeplug.cni.plugins.bridge.plugin:Bridge",
+    "dummy": "nodeplug.cni.plugins.dummy:Dummy",
     "firewall": "nodeplug.cni.plugins.firewall.plugin:Firewall",
+    "host-device": "nodeplug.cni.plugins.hostdevice.plugin:HostDevice",
+    "ipvlan": "nodeplug.cni.plugins.ipvlan:Ipvlan",
     "loopback": "nodeplug.cni.plugins.loopback:Loopback",
+    "macvlan": "nodeplug.cni.plugins.macvlan:Macvlan",
     "portmap": "nodeplug.cni.plugins.portmap:Portmap",
+    "ptp": "nodeplug.cni.plugins.ptp.plugin:Ptp",
     "sbr": "nodeplug.cni.plugins.sbr.plugin:Sbr",
+    "tap": "nodeplug.cni.plugins.tap:Tap",
     "tuning": "nodeplug.cni.plugins.tuning.plugin:Tuning",
+    "vlan": "nodeplug.cni.plugins.vlan:Vlan",
     "vrf": "nodeplug.cni.plugins.vrf.plugin:Vrf",
 }
 IPAM = {
+    "dhcp": "nodeplug.cni.ipam.dhcp.plugin:Dhcp",
     "host-local": "nodeplug.cni.ipam.host_local:HostLocal",
     "static": "nodeplug.cni.ipam.static:Static",
 }
@@ -134,6 +142,8 @@ class _Service:
             if not self.command:
                 return self._about()
             stdout = self._serve()
+            if self.command in ("DEL", "GC") and os.path.lexists(paths.LEAVING):
+                self._settle()
         except Error as raised:
             error = raised
         except OSError as raised:
@@ -147,6 +157,11 @@ class _Service:
         if error is not None:
             return Answer(code=1, stdout=protocol.write_error(error, self.command, self.version), stderr=stderr)
         return Answer(code=0, stdout=stdout, stderr=stderr)
+
+    def _settle(self) -> None:
+        from nodeplug.cni import leaving
+
+        leaving.settle(self.warnings.append)
 
     def _about(self) -> Answer:
         plugin = self.plugin or implementation(self.call.name)
@@ -228,7 +243,7 @@ class _Service:
         """The plugin's request; None when there is nothing it may do."""
         env = self.call.env
         common: dict[str, Any] = {
-            "config": protocol.plugin_configuration(plugin.config, data),
+            "config": protocol.plugin_configuration(plugin.config, data, self.call.stdin),
             "version": preamble.version,
             "network": preamble.network,
             "prev_result": None,
@@ -283,20 +298,32 @@ class _Service:
         if isinstance(request, AddRequest):
             return self._add(plugin, request)
         if isinstance(request, DelRequest):
-            plugin.delete(request)
+            self._remove(request, lambda: plugin.delete(request))
         elif isinstance(request, CheckRequest):
             plugin.check(request)
         elif isinstance(request, GcRequest):
-            plugin.gc(request)
+            self._remove(request, lambda: plugin.gc(request))
         elif isinstance(request, StatusRequest):
             plugin.status(request)
         return b""
+
+    def _remove(self, request: Request, remove: Callable[[], object]) -> None:
+        if request.ipam is None:
+            remove()
+            return
+        from nodeplug.core.steps import Steps
+
+        steps = Steps()
+        steps.run(request.ipam.leave)
+        steps.run(remove)
+        steps.close()
 
     def _add(self, plugin: Plugin, request: AddRequest) -> bytes:
         result = plugin.add(request)
         with Undo() as undo:
             # A version may have no words for what was made, and then nobody knows of it who would delete it.
-            undo.push(lambda: type(plugin)().delete(DelRequest(**request.__dict__, netns_path=request.netns.path)))
+            made = DelRequest(**request.__dict__, netns_path=request.netns.path)
+            undo.push(lambda: self._remove(made, lambda: type(plugin)().delete(made)))
             written = protocol.write_result(result, request.version)
             undo.commit()
         return written

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _ENDED = "nodeplug's worker ended before it could answer"
 _ABSENT = "nodeplug's worker cannot be reached, and no Python runs plugins on this host"
+_LEAVING = "this plugin of nodeplug's is being taken out of the node, and makes no new attachments"
+_NONE_INSTEAD = "put another in its place, or install nodeplug's again"
 _HINT = "`systemctl status nodeplugd`, or the pod that runs it, says why"
 
 
@@ -43,9 +45,15 @@ _OTHER = Word(error=TryAgain, repeatable=True)
 
 def last_words(call: Call) -> LastWords:
     """The answer to give if the worker never does."""
-    command = call.env.get("CNI_COMMAND", "")
-    word = WORDS.get(command, _OTHER)
-    return LastWords(answer=_answer(word, command, _ENDED), yourself=word.repeatable)
+    return _SAID.get(call.env.get("CNI_COMMAND", ""), _SAID[""])
+
+
+def leaving() -> tuple[tuple[str, ...], bytes]:
+    """The lines of `.nodeplug/leaving`, the calls that a plugin which is being taken out no longer gets; and what they
+    are answered where no other plugin comes in its place.
+    """
+    answer = _answer(WORDS["ADD"], "ADD", _LEAVING, hint=_NONE_INSTEAD)
+    return tuple(f"CNI_COMMAND={command}" for command in ("ADD", "STATUS", "VERSION")), answer.stdout
 
 
 def absent() -> bytes:
@@ -58,5 +66,11 @@ def absent() -> bytes:
     return b"".join(lines)
 
 
-def _answer(word: Word, command: str, message: str) -> Answer:
-    return Answer(code=1, stdout=protocol.write_error(word.error(message, hint=_HINT), command, ""))
+def _answer(word: Word, command: str, message: str, *, hint: str = _HINT) -> Answer:
+    return Answer(code=1, stdout=protocol.write_error(word.error(message, hint=hint), command, ""))
+
+
+_SAID = {
+    command: LastWords(answer=_answer(word, command, _ENDED), yourself=word.repeatable)
+    for command, word in (*WORDS.items(), ("", _OTHER))
+}

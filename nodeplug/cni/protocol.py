@@ -19,6 +19,7 @@ from nodeplug.cni.contract import (
     NetnsInvalid,
     Result,
     Route,
+    recalled,
 )
 from nodeplug.core import document, errors, jsontext
 from nodeplug.core.document import anything, array, nested, text
@@ -133,6 +134,10 @@ class _Valid(Record):
 
 def configuration(raw: bytes) -> tuple[dict[str, Any], Preamble]:
     """The document on stdin and what every command reads of it. Raises `Malformed` or `ConfigInvalid`."""
+    return recalled(raw, "document", lambda: _configuration(raw))
+
+
+def _configuration(raw: bytes) -> tuple[dict[str, Any], Preamble]:
     found = jsontext.loads(raw)
     if found is None:
         found = {}
@@ -168,8 +173,12 @@ def _listed(versions: Sequence[str]) -> str:
     return f"[{' '.join(versions)}]"
 
 
-def plugin_configuration(cls: type[C], data: dict[str, Any]) -> C:
-    """The keys a plugin knows. Raises `ConfigInvalid` with every problem."""
+def plugin_configuration(cls: type[C], data: dict[str, Any], raw: bytes) -> C:
+    """The keys a plugin knows of the document that `raw` is the bytes of. Raises `ConfigInvalid` with every problem."""
+    return recalled(raw, cls, lambda: _plugin_configuration(cls, data))  # type: ignore[arg-type]  # a class is hashable
+
+
+def _plugin_configuration(cls: type[C], data: dict[str, Any]) -> C:
     try:
         return document.decode(cls, data, unknown="ignore", fold_case=True)
     except ConfigInvalid as invalid:

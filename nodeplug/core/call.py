@@ -31,11 +31,16 @@ class Call(Record):
 
 
 class Answer(Record):
-    """What the process prints and its exit code."""
+    """What the process prints and its exit code.
+
+    `mounted` is a path that must be a mount point for the caller, or else the answer does not hold: whoever gives the
+    answer to the caller looks at its own mountinfo first. The directories on the way to it are no symbolic links.
+    """
 
     code: int
     stdout: bytes = b""
     stderr: bytes = b""
+    mounted: str = ""
 
 
 class LastWords(Record):

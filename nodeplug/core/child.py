@@ -31,22 +31,28 @@ class Finished(Record):
 
 
 def run(
-    argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes = b"", timeout: float, limit: int = 1 << 20
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    stdin: bytes = b"",
+    timeout: float,
+    limit: int = 1 << 20,
+    fds: Sequence[int] = (),
 ) -> Finished:
-    """Run to the end. `limit` bounds stdout and stderr, each in bytes.
+    """Run to the end. `limit` bounds stdout and stderr, each in bytes. The child has these `fds`, by the same numbers.
 
     Raises `TimedOut`, `Refused` when it writes more than `limit`, `NotFound`, `PermissionRefused` or `Unavailable` when
     it cannot be started. A binary being replaced (ETXTBSY) is tried again for a second.
     """
     with company.present().waiting():
-        child = _start(argv, env)
+        child = _start(argv, env, fds)
         try:
             return _converse(child, argv[0], stdin, time.monotonic() + timeout, limit)
         finally:
             _end(child)
 
 
-def _start(argv: Sequence[str], env: Mapping[str, str]) -> Popen[bytes]:
+def _start(argv: Sequence[str], env: Mapping[str, str], fds: Sequence[int]) -> Popen[bytes]:
     import errno
     import subprocess
 
@@ -59,6 +65,7 @@ def _start(argv: Sequence[str], env: Mapping[str, str]) -> Popen[bytes]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd="/",
+                pass_fds=fds,
                 start_new_session=True,
             )
         except OSError as error:

@@ -7,6 +7,7 @@ its threads a company of their own (`join`), and nobody else has to know. What i
         time.sleep(pause)
     company.present().together(delete_links, name)   # in one go with what others bring at the same time
     with company.present().lend(open_netfilter) as netlink:   # kept for the next one where there is a next
+    company.present().later(announce)            # when the caller has his answer
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from _thread import _local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
     from contextlib import AbstractContextManager
     from typing import Protocol, TypeVar
 
@@ -54,6 +55,30 @@ class Company:
         It is closed at the end or kept for the next who asks; always closed when the block raises.
         """
         return _Loan(make())
+
+    def by_turns(self, what: str) -> AbstractContextManager[None]:
+        """In a `with` block: no other call of this process is in one for the same thing.
+
+        For what the kernel does one at a time anyway, and where it lets those who wait spin.
+        """
+        return _NOTHING
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make()` returns, or returned before for an equal `key`: what is read of the same bytes again and again.
+
+        It depends on the key alone, and nobody changes it.
+        """
+        return make()
+
+    def later(self, work: Callable[[], object]) -> None:
+        """Have `work` done once the call is answered: its caller need not wait for it, nor hear of an OSError in it.
+
+        It is lost when the process is killed before.
+        """
+        try:
+            work()
+        except OSError:
+            pass  # see above
 
 
 class _Nothing:

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     Unknown = Literal["refuse", "ignore"]
 
     class Parser(Protocol[T_co]):
-        """Reads one value. `expects` is a phrase for the reference page and for errors: "a whole number"."""
+        """Reads one value. `expects` is a phrase for the reference page and for errors: "a whole number".
+
+        `shown` writes a value as a document has it, where that is not how Python shows it: "0750", "64Mi".
+        """
 
         expects: str
         of: type[Record] | None
+        shown: Callable[[Any], str] | None
 
         def __call__(self, value: Any, at: Place, /) -> T_co: ...
 
@@ -70,6 +74,20 @@ def decode(cls: type[R], data: object, *, unknown: Unknown = "refuse", fold_case
     if problems or found is None:
         raise ConfigInvalid("", problems=problems)
     return found
+
+
+def encode(record: Record) -> dict[str, object]:
+    """What `decode` reads back, for JSON: keys by their names in documents, tuples as lists.
+
+    A field that no document has is left out; a secret is refused by the writer of JSON.
+    """
+    return {key.name or field: _encoded(getattr(record, field)) for field, key in record._keys.items()}
+
+
+def _encoded(value: object) -> object:
+    if isinstance(value, Record):
+        return encode(value)
+    return [_encoded(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _record(cls: type[R], data: object, at: Place) -> R | None:
@@ -126,12 +144,15 @@ def _shown(value: object) -> str:
     return kinds.get(type(value), f"a {type(value).__name__}")
 
 
-def expects(phrase: str, of: type[Record] | None = None) -> Callable[[Callable[[Any, Place], T]], Parser[T]]:
+def expects(
+    phrase: str, of: type[Record] | None = None, *, shown: Callable[[Any], str] | None = None
+) -> Callable[[Callable[[Any, Place], T]], Parser[T]]:
     """Make a function a parser by saying what it reads."""
 
     def mark(function: Callable[[Any, Place], T]) -> Parser[T]:
         function.expects = phrase  # type: ignore[attr-defined]  # a function takes attributes
         function.of = of  # type: ignore[attr-defined]  # likewise
+        function.shown = shown  # type: ignore[attr-defined]  # likewise
         return function  # type: ignore[return-value]  # and has become a Parser
 
     return mark
@@ -323,16 +344,20 @@ def reference(cls: type[Record], heading: str = "") -> str:
     for field, key in cls._keys.items():
         given = key.name or field
         parser: Parser[object] = key.parser  # type: ignore[assignment]  # fields declare parsers
-        fallback = "required" if key.default is REQUIRED else _default(key.default)
+        fallback = "required" if key.default is REQUIRED else _default(key.default, parser.shown)
         lines.append(f"| `{given}` | {parser.expects.replace('|', chr(92) + '|')} | {fallback} | {key.help} |")
         if parser.of is not None and parser.of is not cls:
             inner.append(reference(parser.of, f"{heading}.{given}" if heading else given))
     return "\n".join(lines) + "\n" + "".join("\n" + page for page in inner)
 
 
-def _default(value: object) -> str:
+def _default(value: object, shown: Callable[[Any], str] | None = None) -> str:
     if value is None or value == () or isinstance(value, (Record, Secret)):
         return "none"
+    if shown is not None:
+        return f"`{shown(value)}`"
+    if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+        return "`[" + ", ".join(f'"{item}"' for item in value) + "]`"
     if isinstance(value, bool):
         return "`true`" if value else "`false`"
     return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"

@@ -19,8 +19,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+_F_OFD_GETLK = 36
 _F_OFD_SETLK = 37
 _F_WRLCK = 1
+_F_UNLCK = 2
 _FLOCK = struct.Struct("=hh4xqqi4x")  # struct flock of 64-bit Linux: type, whence, start, len, pid
 _EVERYTHING = 1 << 33  # past any crc32
 
@@ -53,14 +55,17 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_atomic(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+def write_atomic(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True, temporary: str = "") -> None:
     """Replace `path` so that a reader sees the old content or the new, and a crash leaves one of them.
 
     `durable` waits for the disk; without it the order is kept but a power cut may lose the change (enough in /run).
+    `temporary` is the name meanwhile, in the same directory, where one writer at a time is sure: the next one takes it
+    over from one that was killed. Else it is one that `is_abandoned` knows.
     """
     directory, name = os.path.split(path)
-    temporary = _temporary(directory, name)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    once = os.O_TRUNC if temporary else os.O_EXCL
+    temporary = os.path.join(directory, temporary) if temporary else _temporary(directory, name)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | once | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         try:
             os.fchmod(fd, mode)  # whatever the umask
@@ -200,6 +205,19 @@ class RangeLock:
         fcntl.fcntl(self._fd, _F_OFD_SETLK, request)
 
 
+def is_locked(path: str, key: str) -> bool:
+    """Whether somebody holds that byte of a `range_lock`, asked without taking it. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        request = _FLOCK.pack(_F_WRLCK, os.SEEK_SET, crc32(key.encode()), 1, 0)
+        return bool(_FLOCK.unpack(fcntl.fcntl(fd, _F_OFD_GETLK, request))[0] != _F_UNLCK)
+    finally:
+        os.close(fd)
+
+
 def flock(path: str, mode: int = 0o600, *, timeout: float = 30.0) -> int:
     """A descriptor that holds flock(2) on the file at `path`, made where it is missing; closing it frees the lock.
 
@@ -218,6 +236,14 @@ def flock(path: str, mode: int = 0o600, *, timeout: float = 30.0) -> int:
             os.close(fd)
             raise
         os.close(fd)  # unlinked while we waited: the next one would lock another file
+
+
+def hold(fd: int, path: str, *, timeout: float = 30.0) -> None:
+    """Take flock(2) on what `fd` is open on, called `path` in messages. Raises `TryAgain` after `timeout` seconds.
+
+    A child that inherits the descriptor holds the lock as well, and longer than a parent that was killed.
+    """
+    _ask_until(time.monotonic() + timeout, path, fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _leads_to(path: str, fd: int) -> bool:

@@ -26,8 +26,10 @@ def identity(*parts: str) -> str:
 
 def digest(text: str, length: int) -> str:
     """The first `length` base32 characters of the SHA-256 of `text`."""
-    bits = int.from_bytes(sha256(text.encode("utf-8", "surrogatepass")).digest(), "big")
-    return "".join(_BASE32[bits >> (251 - 5 * n) & 31] for n in range(length))
+    size = (5 * length + 7) // 8
+    bits = int.from_bytes(sha256(text.encode("utf-8", "surrogatepass")).digest()[:size], "big")
+    letters = _BASE32
+    return "".join([letters[bits >> shift & 31] for shift in range(8 * size - 5, 8 * size - 5 * length - 1, -5)])
 
 
 def sha512_hex(text: str) -> str:

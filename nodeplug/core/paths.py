@@ -8,3 +8,9 @@ VAR = "/var/lib/nodeplug"  # kept
 LOG = "/var/log/nodeplug"
 
 LOCKS = RUN + "/lock"
+
+LEAVING = VAR + "/cni/leaving"
+"""The plugin directories that CNI plugins are being taken out of, see `nodeplug.cni.leaving`."""
+
+NO_REFERENCE = RUN + "/cni/reference.none"
+"""Its existence says that the reference CNI plugins have left nothing on this node, see `nodeplug.cni.reference`."""

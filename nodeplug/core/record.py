@@ -61,6 +61,7 @@ class Record:
 
     _fields: dict[str, object] = {}  # noqa: RUF012  # name -> default; replaced, never changed, by each subclass
     _keys: dict[str, Key] = {}  # noqa: RUF012  # likewise
+    _required: frozenset[str] = frozenset()
 
     def __init_subclass__(cls) -> None:
         fields, keys = dict(cls._fields), dict(cls._keys)
@@ -77,20 +78,31 @@ class Record:
             if name in cls.__dict__:
                 delattr(cls, name)
         cls._fields, cls._keys = fields, keys
+        cls._required = frozenset([name for name, default in fields.items() if default is REQUIRED])
 
     def __init__(self, **values: object) -> None:
         mine = self.__dict__
-        for name, default in self._fields.items():
-            value = values.pop(name, default)
-            if value is REQUIRED:
+        mine.update(self._fields)  # all of them, in order
+        mine.update(values)
+        if len(mine) != len(self._fields) or not self._required <= values.keys():
+            self._complain(values)
+
+    def _complain(self, values: dict[str, object]) -> None:
+        for name in self._fields:
+            if name in self._required and name not in values:
                 raise TypeError(f"{type(self).__name__}() needs {name}")
-            mine[name] = value
-        if values:
-            raise TypeError(f"{type(self).__name__}() has no field {', '.join(values)}")
+        unknown = [name for name in values if name not in self._fields]
+        raise TypeError(f"{type(self).__name__}() has no field {', '.join(unknown)}")
 
     def replace(self, **changes: object) -> Self:
         """A copy with some fields changed."""
-        return type(self)(**{**self.__dict__, **changes})
+        made = type(self).__new__(type(self))
+        mine = made.__dict__
+        mine.update(self.__dict__)
+        mine.update(changes)
+        if len(mine) != len(self._fields):
+            self._complain(mine)
+        return made
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen; use replace({name}=...)")

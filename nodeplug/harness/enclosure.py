@@ -90,6 +90,8 @@ def _first_process(body: Callable[[], int]) -> int:
 
 
 def _call(body: Callable[[], int]) -> int:
+    # A shell's job in the background, and what it starts, is born ignoring SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = body()
     except KeyboardInterrupt:

@@ -13,7 +13,8 @@ _TYPE_MASK = 0x3FFF
 
 _ATTR = struct.Struct("=HH")
 _U16 = struct.Struct("=H")
-_U32 = struct.Struct("=I")
+_WHOLE = struct.Struct("=HHI")
+_PADDING = (b"", bytes(3), bytes(2), bytes(1))
 
 
 def attr(type: int, value: bytes) -> bytes:
@@ -21,7 +22,7 @@ def attr(type: int, value: bytes) -> bytes:
     length = 4 + len(value)
     if length > 0xFFFF:
         raise ValueError(f"netlink attribute {type & _TYPE_MASK} of {len(value)} bytes; 65531 is the most")
-    return _ATTR.pack(length, type) + value + bytes(-length % 4)
+    return _ATTR.pack(length, type) + value + _PADDING[length & 3]
 
 
 def attr_u8(type: int, value: int) -> bytes:
@@ -35,7 +36,7 @@ def attr_u16(type: int, value: int) -> bytes:
 
 def attr_u32(type: int, value: int) -> bytes:
     """In the host's byte order."""
-    return attr(type, _U32.pack(value))
+    return _WHOLE.pack(8, type, value)
 
 
 def attr_text(type: int, value: str) -> bytes:
@@ -52,7 +53,16 @@ def nest(type: int, *parts: bytes) -> bytes:
 
 def attrs(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The attributes in `data` from `offset`; of equal types the last stands. Cut-off attributes end the reading."""
-    return dict(attr_list(data, offset))
+    found = {}
+    end = len(data)
+    unpack = _ATTR.unpack_from
+    while offset + 4 <= end:
+        length, type = unpack(data, offset)
+        if length < 4 or offset + length > end:
+            break
+        found[type & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & -4
+    return found
 
 
 def attr_list(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:

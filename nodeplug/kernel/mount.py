@@ -140,15 +140,16 @@ def tmpfs(target: str, *, size: int, mode: int = 0o755, inodes: int = 0, flags: 
     libc.mount("tmpfs", target, "tmpfs", flags, f"size={size},mode={mode:o}{limit}")
 
 
-def unmount(target: str, *, detach: bool = False) -> bool:
+def unmount(target: str, *, detach: bool = False, again: bool = False) -> bool:
     """Unmount what is mounted on `target`, the topmost of several; False when nothing is, or no such path exists.
 
     Raises OSError(EBUSY) while it is in use, unless `detach`, which hides it at once and ends it with its last user.
+    `again` is for who has just unmounted another there: that EINVAL then means nothing else needs no look at mountinfo.
     """
     try:
         libc.umount2(target, UMOUNT_NOFOLLOW | (MNT_DETACH if detach else 0))
     except OSError as error:
-        if error.errno == errno.ENOENT or (error.errno == errno.EINVAL and not is_mounted(target)):
+        if error.errno == errno.ENOENT or (error.errno == errno.EINVAL and (again or not is_mounted(target))):
             return False
         raise
     return True

@@ -14,7 +14,7 @@ import errno
 import os
 import struct
 import time
-from _socket import AF_NETLINK, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
+from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
 
 from nodeplug.kernel.attributes import attrs, number, text
 
@@ -52,6 +52,7 @@ _NETLINK_GET_STRICT_CHK = 12
 _HEADER = struct.Struct("=IHHII")
 _ERRNO = struct.Struct("=i")
 _LENGTH = struct.Struct("=I")
+_PADDING = (b"", bytes(3), bytes(2), bytes(1))
 # The kernel makes a dump's parts as large as the reader's buffer, up to 32 KiB; a link with many functions takes more.
 _RECEIVE = 64 * 1024
 # Messages in one send: an answer is charged with up to 4.5 KiB to a queue that holds 208 by default.
@@ -86,30 +87,37 @@ class NetlinkError(OSError):
 
 
 class Message:
-    """One netlink message without its sequence number. `call` and `subject` name it in errors ("link add", "cni0")."""
+    """One netlink message without its sequence number.
 
-    __slots__ = ("call", "flags", "payload", "subject", "type")
+    `call` and `subject` name it in errors ("link add", "cni0"); whatever the subject is, it becomes text only then.
+    `asks` is for one that the kernel answers with a single message when it does not refuse it.
+    """
 
-    def __init__(self, type: int, flags: int, payload: bytes, call: str = "", subject: str = "") -> None:
+    __slots__ = ("asks", "call", "flags", "payload", "subject", "type")
+
+    def __init__(
+        self, type: int, flags: int, payload: bytes, call: str = "", subject: object = "", *, asks: bool = False
+    ) -> None:
         self.type = type
         self.flags = flags
         self.payload = payload
         self.call = call
         self.subject = subject
+        self.asks = asks
 
     def encode(self, sequence: int, extra_flags: int = 0) -> bytes:
-        length = _HEADER.size + len(self.payload)
-        flags = NLM_F_REQUEST | self.flags | extra_flags
-        header = _HEADER.pack(length, self.type, flags, sequence & 0xFFFFFFFF, 0)
-        return header + self.payload + bytes(-length % 4)
+        payload = self.payload
+        length = 16 + len(payload)
+        header = _HEADER.pack(length, self.type, self.flags | extra_flags | 1, sequence & 0xFFFFFFFF, 0)
+        return header + payload + _PADDING[length & 3]
 
 
 class Netlink:
     """One netlink socket. Not shared between threads.
 
     `netns` makes it a socket of that namespace, for ever. Every call ends within `timeout` seconds, with `TimeoutError`
-    if the kernel has not answered; the answer that comes later is passed over by the next call. Only the kernel is
-    listened to: whoever holds CAP_NET_ADMIN over a pod's namespace could send this socket forged acknowledgements.
+    if the kernel has not answered; the answer that comes later is passed over by the next call. It is connected to the
+    kernel, so nobody else can send to it: whoever holds CAP_NET_ADMIN over a pod's namespace could forge answers.
     """
 
     def __init__(self, protocol: int, *, netns: Netns | None = None, timeout: float = 10.0) -> None:
@@ -117,10 +125,10 @@ class Netlink:
         self._protocol = protocol
         self._socket = open_socket(protocol, netns)
         self._timeout = timeout
-        self._buffer = bytearray(_RECEIVE)
-        self._view = memoryview(self._buffer)
+        self._largest = _RECEIVE
         self._sequence = 0
         try:
+            self._socket.connect((0, 0))
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             if protocol == NETLINK_ROUTE:
@@ -162,19 +170,22 @@ class Netlink:
         return outcome
 
     def _attempt(self, messages: tuple[Message, ...], start: int) -> list[bytes | NetlinkError | None]:
+        # Refusals and what was asked for always come back. The kernel works in order, so all are done once it has
+        # answered the last; no other is acknowledged.
         first = self._sequence + 1
+        last = len(messages) - 1
         self._sequence += len(messages)
-        self._send(b"".join([message.encode(first + n, NLM_F_ACK) for n, message in enumerate(messages)]), messages[0])
+        parts = [message.encode(first + n) for n, message in enumerate(messages[:-1])]
+        parts.append(messages[-1].encode(first + last, 0 if messages[-1].asks else NLM_F_ACK))
+        self._send(b"".join(parts), messages[0])
         outcome: list[bytes | NetlinkError | None] = [None] * len(messages)
-        answered = 0
         deadline = time.monotonic() + self._timeout
-        while answered < len(messages):
-            for type, flags, sequence, body in self._receive(deadline, messages[answered]):
+        while True:
+            for type, flags, sequence, body in self._receive(deadline, messages[last]):
                 index = (sequence - first) & 0xFFFFFFFF
-                if index >= len(messages):
+                if index > last:
                     continue  # the late answer to a request that was given up
                 if type == NLMSG_ERROR:
-                    answered += 1
                     error = _refusal(type, flags, body, messages[index], start + index)
                     if error is not None:
                         outcome[index] = error
@@ -183,7 +194,10 @@ class Netlink:
                             return [error] * len(messages)
                 elif type != _NLMSG_NOOP:
                     outcome[index] = body
-        return outcome
+                    if not messages[index].asks:
+                        continue  # its acknowledgement follows
+                if index == last:
+                    return outcome
 
     def transaction(self, begin: Message, messages: Iterable[Message], end: Message) -> None:
         """Send a batch that takes effect whole or not at all (nfnetlink). Raises `NetlinkError` for the first refusal.
@@ -273,29 +287,40 @@ class Netlink:
 
     def _send(self, data: bytes, message: Message) -> None:
         try:
-            self._socket.settimeout(self._timeout)
             self._socket.sendto(data, (0, 0))
         except OSError as error:
             raise _failure(error.errno or errno.ETIMEDOUT, message, f"netlink send of {len(data)} bytes") from error
 
     def _receive(self, deadline: float, message: Message) -> list[tuple[int, int, int, bytes]]:
         """What the kernel says next, as `split` gives it; `message` is the one waited for."""
-        while True:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise _failure(errno.ETIMEDOUT, message, f"no answer from the kernel in {self._timeout:g} s")
-            self._socket.settimeout(remaining)
+        try:
             try:
-                size, sender = self._socket.recvfrom_into(self._buffer, 0, MSG_TRUNC)
-            except TimeoutError:
-                continue
-            except OSError as error:
-                raise _failure(error.errno or 0, message, "netlink receive") from error
-            if sender[0] != 0:
-                continue
-            if size > len(self._buffer):
-                raise _failure(errno.EMSGSIZE, message, f"an answer of {size} bytes")
-            return split(bytes(self._view[:size]))
+                # It works while one sends, so what it has to say is there.
+                data = self._socket.recv(self._largest, MSG_DONTWAIT)
+            except BlockingIOError:
+                data = self._wait(deadline)
+        except TimeoutError:
+            raise _failure(errno.ETIMEDOUT, message, f"no answer from the kernel in {self._timeout:g} s") from None
+        except OSError as error:
+            raise _failure(error.errno or 0, message, "netlink receive") from error
+        if len(data) >= self._largest:
+            raise _failure(errno.EMSGSIZE, message, f"an answer of {len(data)} bytes or more")
+        return split(data)
+
+    def _wait(self, deadline: float) -> bytes:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError
+        self._socket.settimeout(remaining)
+        try:
+            return self._socket.recv(self._largest)
+        finally:
+            self._socket.settimeout(None)
+
+
+def route() -> Netlink:
+    """A socket of links, addresses and routes in the thread's namespace, to be lent (`core.company`)."""
+    return Netlink(NETLINK_ROUTE)
 
 
 def netfilter() -> Netlink:
@@ -324,8 +349,9 @@ def split(data: bytes) -> list[tuple[int, int, int, bytes]]:
     found = []
     offset = 0
     end = len(data)
+    unpack = _HEADER.unpack_from
     while offset + 16 <= end:
-        length, type, flags, sequence, _port = _HEADER.unpack_from(data, offset)
+        length, type, flags, sequence, _port = unpack(data, offset)
         if length < 16 or offset + length > end:
             break
         found.append((type, flags, sequence, data[offset + 16 : offset + length]))
@@ -335,7 +361,8 @@ def split(data: bytes) -> list[tuple[int, int, int, bytes]]:
 
 def _failure(number: int, message: Message, text: str) -> OSError:
     """The error for a call that the socket failed, not the kernel's judgement."""
-    return OSError(number, f"{message.call or 'netlink'}: {os.strerror(number)} ({text})", message.subject or None)
+    subject = str(message.subject) or None
+    return OSError(number, f"{message.call or 'netlink'}: {os.strerror(number)} ({text})", subject)
 
 
 def _refusal(type: int, flags: int, body: bytes, message: Message, index: int) -> NetlinkError | None:
@@ -352,4 +379,4 @@ def _refusal(type: int, flags: int, body: bytes, message: Message, index: int) -
         found = attrs(body, start)
     words = text(found.get(_NLMSGERR_ATTR_MSG))
     offset = number(found[_NLMSGERR_ATTR_OFFS]) - _HEADER.size if _NLMSGERR_ATTR_OFFS in found else -1
-    return NetlinkError(reason, message.call, message.subject, text=words, index=index, offset=offset)
+    return NetlinkError(reason, message.call, str(message.subject), text=words, index=index, offset=offset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from sys import byteorder
 
 from nodeplug.kernel import libc
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SELF = "/proc/thread-self/ns/net"
 _NS_GET_NSTYPE = 0xB703
+_SO_NETNS_COOKIE = 71
 
 
 class Stranded(BaseException):
@@ -82,6 +84,24 @@ def is_netns(fd: int) -> bool:
         return False
 
 
+def cookie(netns: Netns) -> int:
+    """A number that no other namespace of this boot ever has; 0 where the kernel (before 5.14) gives none.
+
+    Inodes do come again, once their namespace has ended.
+    """
+    from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOL_SOCKET, socket
+
+    with_cookie = inside(netns, lambda: socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC))
+    try:
+        return int.from_bytes(with_cookie.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8), byteorder)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return 0
+    finally:
+        with_cookie.close()
+
+
 def create(path: str) -> None:
     """Make a network namespace and name it `path`, which keeps it until `remove`. Its lo is down.
 
@@ -131,6 +151,17 @@ def own_identity() -> tuple[int, int]:
     """The calling thread's namespace, as `Netns.identity()` gives it."""
     status = os.stat(SELF)
     return status.st_dev, status.st_ino
+
+
+def pinned() -> list[str]:
+    """A path of each network namespace that a mount keeps: what runtimes name, wherever they do.
+
+    Those that only processes keep are not among them.
+    """
+    from nodeplug.kernel import mount
+
+    found = {entry.root: entry.point for entry in mount.mounts() if entry.fstype == "nsfs"}
+    return [point for root, point in found.items() if root.startswith("net:")]
 
 
 class entered:  # read as a phrase: with entered(netns)

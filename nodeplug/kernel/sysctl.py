@@ -9,6 +9,7 @@ import errno
 import os
 
 _ROOT = "/proc/sys"
+_NO_SEGMENTS = frozenset(("", ".", ".."))
 _MOST = 64 * 1024
 
 
@@ -57,9 +58,9 @@ def ensure(value: str, *key: str) -> bool:
 
 
 def prefer(value: str, *key: str) -> bool:
-    """`ensure` for a setting one can do without: False where there is no such key or nobody may write it."""
+    """Set a setting that one can do without: False where there is no such key or nobody may write it."""
     try:
-        ensure(value, *key)
+        write(value, *key)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
             return False
@@ -68,10 +69,10 @@ def prefer(value: str, *key: str) -> bool:
 
 
 def _path(key: tuple[str, ...]) -> str:
-    for segment in key:
-        if segment in ("", ".", "..") or "/" in segment or "\0" in segment:
-            raise ValueError(f"{segment!r} is not one segment of a setting's name")
-    return "/".join((_ROOT, *key))
+    path = "/".join((_ROOT, *key))
+    if not _NO_SEGMENTS.isdisjoint(key) or path.count("/") != len(key) + 2 or "\0" in path:
+        raise ValueError(f"{path[len(_ROOT) :]!r} is made of what is not one segment of a setting's name")
+    return path
 
 
 def _named(error: OSError, doing: str, path: str) -> OSError:

@@ -78,6 +78,20 @@ def tables(family: int) -> list[str]:
 
 def read(family: int, table: str) -> Table | None:
     """One table of the thread's network namespace; None when there is none. Raises OSError (EPERM, EAGAIN)."""
+    found = _entries(family, table)
+    return None if found is None else parse(family, *found)
+
+
+def content(family: int, table: str) -> bytes:
+    """The entries of a table as they are; empty when there is none. Names of chains, comments and addresses are found
+    in it without taking it apart: a table may have tens of thousands of rules. Raises OSError as `read`.
+    """
+    found = _entries(family, table)
+    return b"" if found is None else found[0]
+
+
+def _entries(family: int, table: str) -> tuple[bytes, dict[int, tuple[int, int]]] | None:
+    """A table's entries, and the offsets of each hook's first one and of its policy."""
     shape = _FAMILIES[family]
     control = socket(shape.domain, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW)
     try:
@@ -97,7 +111,7 @@ def read(family: int, table: str) -> Table | None:
                     continue  # it was changed between the two calls
                 raise
             hooks = {n: (numbers[n], numbers[_HOOKS + n]) for n in range(_HOOKS) if valid >> n & 1}
-            return parse(family, bytes(found[_WANTED.size :]), hooks)
+            return bytes(found[_WANTED.size :]), hooks
     finally:
         control.close()
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), f"table {table} kept changing")

@@ -34,8 +34,17 @@ COMMANDS = {
 }
 DOORS = {
     "cni": ("nodeplug.cni.cli:cli", "Run network plugins as a container runtime does; collect what was left behind."),
+    "flexvolume": (
+        "nodeplug.flexvolume.cli:cli",
+        "FlexVolume drivers in any language: what a kubelet makes of them, and what is wrong.",
+    ),
     "device": ("nodeplug.deviceplugin.cli:cli", "Devices of this node: what is found, offered and in use, and why."),
+    "identity": (
+        "nodeplug.volumes.identity.cli:cli",
+        "Identities of pods: the node's authority that signs them, and the roots above.",
+    ),
     "kms": ("nodeplug.kms.cli:cli", "The key management service: keys, their rotation, their copies."),
+    "volume": ("nodeplug.volumes.cli:cli", "Volumes of pods: what there is, how it is, and what is left over."),
 }
 _ALL = COMMANDS | DOORS
 

@@ -1,4 +1,4 @@
-"""A copy of the package for executed plugins: only what they import, byte-compiled, and tried before it is used.
+"""A copy of the package for executed plugins: only what they import, bundled, and tried before it is used.
 
 Called by `install`. The copy is named after its content, so the same nodeplug under the same Python is one copy however
 often it is installed.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import nodeplug
 from nodeplug.core.errors import Refused, Unavailable
+from nodeplug.ops import bundling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,7 +70,8 @@ def interpreter_tag(python: Path) -> str:
 def sources(parts: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """(name in the copy, file) of the package's modules below `parts`; commands for people are left out."""
     package = Path(nodeplug.__file__).parent
-    yield "nodeplug/__init__.py", package / "__init__.py"
+    if parts:
+        yield "nodeplug/__init__.py", package / "__init__.py"
     for part in parts:
         found = package / part
         for file in [found] if found.is_file() else sorted(found.rglob("*.py")):
@@ -78,46 +80,56 @@ def sources(parts: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 
 def identity(parts: Sequence[str], launcher: bytes, tag: str, shim: bytes = b"") -> str:
-    """The name of a copy: the version and a digest of all that is in it."""
+    """The name of a copy: the version and a digest of all that is in it, and of what makes its bundle."""
     digest = hashlib.sha256(tag.encode() + b"\0" + launcher + hashlib.sha256(shim).digest())
+    if parts:
+        digest.update(Path(bundling.__file__).read_bytes())
     for name, file in sources(parts):
         digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return f"{nodeplug.__version__}-{digest.hexdigest()[:12]}"
 
 
-def write(target: Path, parts: Sequence[str], launcher: bytes, *, python: Path, module: str, shim: bytes = b"") -> None:
-    """Make the copy at `target`, which must not exist, and import `module` from it to show that it works.
+def write(
+    target: Path, name: str, parts: Sequence[str], launcher: bytes, *, python: Path, module: str, shim: bytes = b""
+) -> None:
+    """Make the copy called `name` at `target`, which must not exist, and import `module` from it to show that it works.
 
     Raises OSError with the path, and `Unavailable` when the copy does not work. What was made by then stays.
     """
     target.mkdir()
     target.chmod(0o755)
-    for name, file in sources(parts):
-        copy = target / name
+    for inside, file in sources(parts):
+        copy = target / inside
         _make_directories(copy.parent, target)
         shutil.copyfile(file, copy)
         copy.chmod(0o644)
-    for name, content in ((LAUNCHER, launcher), (SHIM, shim)):
+    for inside, content in ((LAUNCHER, launcher), (SHIM, shim)):
         if content:
-            start = target / name
-            start.write_bytes(content)
-            start.chmod(0o755)
-    # Unchecked: a plugin then needs no look at the source. The copy never changes.
-    compile_all = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(target / "nodeplug"))
-    _run(python, *compile_all, doing="cannot compile the package")
-    for directory, _names, _files in os.walk(target):
-        os.chmod(directory, 0o755)  # compileall follows the umask
-        for file in Path(directory).glob("*.pyc"):
-            file.chmod(0o644)
-    trial = f"import sys; sys.path.insert(0, {str(target)!r}); import {module}"
-    _run(python, "-c", trial, doing="the copied package does not work")
+            _write_program(target / inside, content)
+    # Without columns, which nobody reads in a log, there is less to load.
+    made = ("-B", "-X", "no_debug_ranges", bundling.__file__, str(target), name, module)
+    _run(python, *made, doing="the copied package does not work")
     _sync(target)
+
+
+def write_shim(target: Path, shim: bytes) -> None:
+    """Make a copy that is the shim and nothing else. Raises OSError with the path."""
+    target.mkdir()
+    target.chmod(0o755)
+    _write_program(target / SHIM, shim)
+    _sync(target)
+
+
+def _write_program(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o755)
 
 
 def _make_directories(directory: Path, top: Path) -> None:
     if directory != top and not directory.exists():
         _make_directories(directory.parent, top)
         directory.mkdir()
+        directory.chmod(0o755)  # whatever the umask
 
 
 def _run(python: Path, *arguments: str, doing: str) -> str:

@@ -14,7 +14,7 @@ from nodeplug.core.company import Company
 from nodeplug.worker.group import Group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
     from contextlib import AbstractContextManager
 
     from nodeplug.core.company import R, T, Work
@@ -31,6 +31,9 @@ C = TypeVar("C", bound=Closing)
 _SPARE = 4
 """Loans of one kind that are kept."""
 
+_KNOWN = 512
+"""Values that are recalled: three for each network's configuration."""
+
 
 class Crowd:
     """What is shared by all seats. `running` is the number of turns."""
@@ -42,6 +45,8 @@ class Crowd:
         self._lock = threading.Lock()
         self._groups: dict[object, Group[Any, Any]] = {}
         self._spare: dict[object, list[Closing]] = {}
+        self._known: dict[Hashable, object] = {}
+        self._turns: dict[str, threading.Lock] = {}
 
     def group(self, work: Work[T, R]) -> Group[T, R]:
         """The group of those who want `work` done."""
@@ -65,6 +70,23 @@ class Crowd:
                 return
         lent.close()
 
+    def turn(self, what: str) -> threading.Lock:
+        """Held by whoever does that."""
+        return self._turns.setdefault(what, threading.Lock())
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is known for the key, or made now; the oldest is forgotten for it."""
+        try:
+            return cast("T", self._known[key])
+        except KeyError:
+            pass
+        made = make()
+        with self._lock:
+            if len(self._known) >= _KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = made
+        return made
+
     def close(self) -> None:
         """Close what is kept."""
         with self._lock:
@@ -80,6 +102,7 @@ class Seat(Company):
     def __init__(self, crowd: Crowd) -> None:
         self._crowd = crowd
         self._running = False
+        self._later: list[Callable[[], object]] = []
 
     def __enter__(self) -> Self:
         self._crowd.turns.get()
@@ -100,6 +123,23 @@ class Seat(Company):
     def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
         return _Loan(self._crowd, make)
 
+    def by_turns(self, what: str) -> AbstractContextManager[None]:
+        return _Turn(self, self._crowd.turn(what))
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        return self._crowd.recall(key, make)
+
+    def later(self, work: Callable[[], object]) -> None:
+        self._later.append(work)
+
+    def catch_up(self) -> None:
+        """Do what was put off until the call was answered."""
+        while self._later:
+            try:
+                self._later.pop(0)()
+            except OSError:
+                pass  # the pod may be gone by now
+
 
 class _Pause:
     """The time in which a seat has given up its turn."""
@@ -114,6 +154,24 @@ class _Pause:
 
     def __exit__(self, *_: object) -> None:
         self._seat.__enter__()
+
+
+class _Turn:
+    """The time in which a seat does what only one does at a time."""
+
+    __slots__ = ("_lock", "_seat")
+
+    def __init__(self, seat: Seat, lock: threading.Lock) -> None:
+        self._seat = seat
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            with self._seat.waiting():
+                self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class _Loan(Generic[C]):

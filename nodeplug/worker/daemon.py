@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from dataclasses import replace
@@ -17,7 +18,9 @@ from nodeplug.daemon.listeners import Place, Published
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
 from nodeplug.kernel.rtnl import deletes
 from nodeplug.worker import doors
+from nodeplug.worker.chores import Chores
 from nodeplug.worker.crowd import Crowd
+from nodeplug.worker.entrance import Entrance
 from nodeplug.worker.filterwatch import FilterWatch
 from nodeplug.worker.front import Front
 from nodeplug.worker.pool import Pool
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from nodeplug.core.chore import Chore
     from nodeplug.core.log import Level, Log
     from nodeplug.worker.settings import WorkerSettings
     from nodeplug.worker.world import World
@@ -40,7 +44,7 @@ _STUCK = 120.0
 class Daemon:
     """Serves from construction to `close()`. Raises what the parts raise; nothing is left open then."""
 
-    def __init__(self, settings: WorkerSettings, world: World, *, log: Log) -> None:
+    def __init__(self, settings: WorkerSettings, world: World, chores: list[Chore], *, log: Log) -> None:
         self._settings = settings
         self._log = log
         self.health = Health()
@@ -55,6 +59,8 @@ class Daemon:
                 watch = FilterWatch(self.note, self.health)
                 self._closers.append(lambda _: watch.close())
                 watch.start()
+            self._chores = Chores(chores, self.note, self.health)
+            self._closers.append(self._chores.close)
             if settings.health.listen:
                 self._show(settings.health.listen)
         except BaseException:
@@ -74,27 +80,25 @@ class Daemon:
 
     def _serve(self, settings: WorkerSettings, world: World) -> None:
         self._service = Service(world, doors.opened(), self._log, self.tally.served)
-        self._pool = Pool(
-            lambda arrived, seat: self._service.serve(arrived, seat),
-            self._crowd,
-            threads=settings.threads,
-            queue=settings.queue,
-        )
-        self._closers.append(self._pool.drain)
         listeners = {}
+        place = len(self._closers)
         for name in doors.DOORS:
             socket = Published(Place(os.path.join(settings.directory, f"{name}.sock")))
             # Before the pool is drained: whoever comes later finds no socket, and runs his call himself.
             self._closers.append(lambda _, socket=socket: socket.close())  # type: ignore[misc]  # bound now
             listeners[name] = socket.listen()
-        self.front = Front(
-            listeners,
-            self._pool.submit,
-            uids=frozenset({os.geteuid()}),
-            connections=settings.connections,
-            tell=self.tally.refused,
+        entrance = Entrance(listeners, uids=frozenset({os.geteuid()}), tell=self.tally.refused)
+        self._pool = Pool(
+            lambda arrived, seat: self._service.serve(arrived, seat),
+            self._crowd,
+            entrance,
+            threads=settings.threads,
+            queue=settings.queue,
         )
+        self.front = Front(entrance, self._pool.submit, connections=settings.connections, tell=self.tally.refused)
+        self._closers[place:place] = [lambda _: entrance.close(), self._pool.drain]
         self._closers.append(lambda _: self.front.close())
+        self._pool.start()
         self.front.start()
         self.health.set("serving", Condition(ok=True, vital=True))
 
@@ -104,6 +108,7 @@ class Daemon:
 
         registry = metrics.open_registry("worker")
         self.tally.register(registry, under_way=lambda: self._pool.under_way)
+        self._chores.register(registry)
         pages = HttpServer(address, standard_pages(self.health, registry))
         self._closers.append(lambda _: pages.close())
 
@@ -114,9 +119,9 @@ class Daemon:
 
     @property
     def alive(self) -> bool:
-        """Whether the watchdog is to be fed: requests are taken, and of those under way some end."""
+        """Whether the watchdog is to be fed: requests are taken, of those under way some end, no chore was lost."""
         now = time.monotonic()
-        if now - self.front.ticked > _SILENCE:
+        if now - self.front.ticked > _SILENCE or not self._chores.alive:
             return False
         finished, since = self._progress
         if self._pool.finished != finished or not self._pool.under_way:
@@ -145,3 +150,9 @@ class Daemon:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
     ) -> None:
         self.close(1.0)
+
+
+def preload_pages() -> None:
+    """Import what the pages of health and metrics need: shared libraries, which a host may lack that is entered."""
+    for name in ("metrics", "httpserver"):
+        importlib.import_module(f"nodeplug.daemon.{name}")

@@ -1,7 +1,7 @@
 """The wire's frames, as pure functions between bytes and values. docs/wire.md has them byte for byte.
 
-Used by both ends in `nodeplug.worker.wire`. Launchers import this, so it is exec dialect: the standard library, little
-of it. No I/O, and no length is believed before it was compared with its limit.
+Used by `nodeplug.worker.wire`; what a client reads and writes is `nodeplug.worker.launcher`'s. No I/O, and no length is
+believed before it was compared with its limit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KIB = 1024
 LIMITS = {
     REQUEST: (256 * KIB, 256 * KIB, 4096 * KIB),  # argv, environ, stdin
     LAST_WORDS: (64 * KIB, 64 * KIB, 0),  # stdout, stderr, nothing
-    ANSWER: (8192 * KIB, 1024 * KIB, 0),
+    ANSWER: (8192 * KIB, 1024 * KIB, 4 * KIB),  # and a path that must be a mount point for the client, or nothing
 }
 PATIENCE_MAX = 3600.0  # seconds
 FILES = ("netns",)  # bit n of a request's flags: the descriptor of that name in `Call.files` came along
@@ -78,7 +78,8 @@ def encode_last_words(words: LastWords) -> bytes:
 
 def encode_answer(answer: Answer) -> bytes:
     """The bytes of an answer. Raises `Malformed` when it does not fit the wire."""
-    return _frame(ANSWER, 0, _exit_code(answer.code), (answer.stdout, answer.stderr, b""))
+    mounted = _strings([answer.mounted])[:-1]
+    return _frame(ANSWER, 0, _exit_code(answer.code), (answer.stdout, answer.stderr, mounted))
 
 
 def decode_header(header: bytes, kinds: tuple[int, ...]) -> Frame:
@@ -121,15 +122,6 @@ def decode_request(frame: Frame, body: bytes, descriptors: tuple[int, ...], *, c
     files = dict(zip(names, descriptors[2:], strict=True))
     call = Call(contract=contract, name=name, argv=tuple(arguments), env=env, stdin=stdin, files=files)
     return Request(call=call, net=descriptors[0], mount=descriptors[1], patience=frame.number / 1000)
-
-
-def decode_response(frame: Frame, body: bytes) -> LastWords | Answer:
-    """The last words or the answer of a header and the bytes after it."""
-    stdout, stderr, _nothing = _parts(frame, body)
-    answer = Answer(code=frame.number, stdout=stdout, stderr=stderr)
-    if frame.kind == LAST_WORDS:
-        return LastWords(answer=answer, yourself=bool(frame.flags & YOURSELF_FIRST))
-    return answer
 
 
 def _frame(kind: int, flags: int, number: int, parts: tuple[bytes, bytes, bytes]) -> bytes:

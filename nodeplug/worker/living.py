@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nodeplug.cni.filter.index import Index
+from nodeplug.cni.ipam.dhcp import conf, sandbox
+from nodeplug.cni.ipam.dhcp import store as dhcp
 from nodeplug.cni.ipam.store import directory_of
-from nodeplug.cni.plugins import hostlink
+from nodeplug.cni.plugins import hostlink, podlink
 from nodeplug.core import files
 from nodeplug.core.errors import Malformed
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
@@ -54,6 +56,7 @@ def traces(network: str, plugins: list[dict[str, Any]], *, results: str) -> list
     return [
         *_in_results(network, results),
         *(trace for config in plugins for trace in _in_leases(network, config)),
+        *_in_dhcp(network),
         *_in_filter(network),
         *_in_links(network),
     ]
@@ -94,6 +97,14 @@ def _in_leases(network: str, config: dict[str, Any]) -> Iterator[Trace]:
             continue
 
 
+def _in_dhcp(network: str) -> Iterator[Trace]:
+    """A lease of this boot lives as long as its namespace."""
+    for lease in dhcp.Leases(conf.settings().directory).all():
+        if not isinstance(lease, dhcp.Unreadable) and lease.network == network:
+            there = lease.sandbox.boot == sandbox.boot()
+            yield Trace(lease.container, lease.ifname, 0.0, namespace=there and _is_netns(lease.sandbox.path))
+
+
 def _in_filter(network: str) -> Iterator[Trace]:
     for holding in Index().holdings(network):
         owner = holding.owner
@@ -102,10 +113,10 @@ def _in_filter(network: str) -> Iterator[Trace]:
 
 
 def _in_links(network: str) -> Iterator[Trace]:
-    """A veth ends with the namespace of its other end, so one that is there has both."""
+    """A veth ends with the namespace of its other end, so one that is there has both; others are in pods themselves."""
     with Netlink(NETLINK_ROUTE) as route:
         found = [hostlink.owner(link) for link in links.dump(route, kind=hostlink.KIND)]
-    for attachment in found:
+    for attachment in (*found, *podlink.owners()):
         if attachment is not None and attachment.network == network:
             yield Trace(attachment.container, attachment.ifname, 0.0, namespace=True)
 

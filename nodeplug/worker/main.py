@@ -13,17 +13,21 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 import nodeplug
-from nodeplug.core import paths
+from nodeplug.cni import main as cni_main
+from nodeplug.core import config, paths
 from nodeplug.core.errors import Error
 from nodeplug.core.log import Event as LogEvent
+from nodeplug.daemon.hygiene import PR_SET_DUMPABLE
 from nodeplug.daemon.lifecycle import EXIT_OK, Event, Lifecycle, exit_code
 from nodeplug.daemon.settings import open_log
-from nodeplug.worker import collect, doors, settings, world
-from nodeplug.worker.daemon import Daemon
+from nodeplug.kernel import libc
+from nodeplug.worker import chores, collect, doors, settings, world
+from nodeplug.worker.daemon import Daemon, preload_pages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nodeplug.core.chore import Chore
     from nodeplug.core.log import Level, Log
     from nodeplug.worker.settings import WorkerSettings
 
@@ -47,11 +51,15 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     parser.add_argument("--version", action="version", version=f"nodeplug {nodeplug.__version__}")
     given = parser.parse_args(arguments)
     try:
-        found = settings.load(given.config)
+        node = config.load(given.config)
+        found = settings.read(node, given.config)
+        kept = chores.load(found.chores, node)
         if given.check:
             return EXIT_OK
         for door in doors.DOORS.values():
             doors.preload(door)
+        if found.health.listen:
+            preload_pages()
         _prepare_process()
         log = open_log(found.log, environ)
         if given.collect:
@@ -63,7 +71,7 @@ def _main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
                 world.enter(found.host)
             if collector is not None:
                 threading.Thread(target=collector.wait, name="collect", daemon=True).start()
-            return _live(found, environ, given.config, log)
+            return _live(found, kept, environ, given.config, log)
         finally:
             if collector is not None:
                 collector.terminate()
@@ -79,15 +87,18 @@ def _prepare_process() -> None:
     os.umask(0o022)
     os.chdir("/")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    libc.prctl(PR_SET_DUMPABLE, 0)  # secrets of volumes and keys of identities pass through its memory
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _start_collector(config: str) -> subprocess.Popen[bytes]:
+def _start_collector(directory: str) -> subprocess.Popen[bytes]:
     """The collection as a process of its own, which ends by itself."""
     program = os.path.abspath(sys.argv[0])
-    return subprocess.Popen([sys.executable, "-I", program, "--config", config, "--collect"], stdin=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-I", program, "--config", directory, "--collect"], stdin=subprocess.DEVNULL
+    )
 
 
 def _collect(found: WorkerSettings, log: Log) -> int:
@@ -97,21 +108,21 @@ def _collect(found: WorkerSettings, log: Log) -> int:
         log.write(LogEvent(contract="worker", op="collect", level=level, outcome="note", message=message))
 
     try:
-        collector.run(found, log=doors.DOORS["cni"].open_log(), note=note)
+        collector.run(found, log=cni_main.open_log(), note=note)
     except Error as error:
         note(f"not everything was collected: {error}", level="error")
         return exit_code(error)
     return EXIT_OK
 
 
-def _live(found: WorkerSettings, environ: Mapping[str, str], config: str, log: Log) -> int:
-    with Lifecycle(environ) as life, Daemon(found, world.World.own(), log=log) as daemon:
+def _live(found: WorkerSettings, kept: list[Chore], environ: Mapping[str, str], directory: str, log: Log) -> int:
+    with Lifecycle(environ) as life, Daemon(found, world.World.own(), kept, log=log) as daemon:
         life.alive = lambda: daemon.alive
         life.ready(daemon.status())
         while (event := life.wait()) is not Event.STOP:
             if event is Event.RELOAD:
                 life.reloading()
-                _reload(daemon, found, config, environ)
+                _reload(daemon, found, directory, environ)
                 life.ready(daemon.status())
         life.stopping()
         in_time = daemon.close(found.drain)
@@ -122,10 +133,10 @@ def _live(found: WorkerSettings, environ: Mapping[str, str], config: str, log: L
     return EXIT_OK
 
 
-def _reload(daemon: Daemon, before: WorkerSettings, config: str, environ: Mapping[str, str]) -> None:
+def _reload(daemon: Daemon, before: WorkerSettings, directory: str, environ: Mapping[str, str]) -> None:
     """Take up the settings of logs; the others are those of the start."""
     try:
-        now = settings.load(config)
+        now = settings.load(directory)
         daemon.reload(open_log(now.log, environ))
     except Error as error:
         daemon.note(f"the settings stay as they were: {error}", level="error")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Callable, Mapping
 
-    from nodeplug.core.call import Answer
+    from nodeplug.core.call import Answer, Call
     from nodeplug.core.log import Level, Log
     from nodeplug.worker.crowd import Seat
     from nodeplug.worker.doors import Door
@@ -47,10 +47,10 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Service:
-    """What serves: the doors with their logs, the world they work in. `tell` hears how each request ended."""
+    """What serves: the doors with what answers, the world they work in. `tell` hears how each request ended."""
 
     world: World
-    doors: Mapping[str, tuple[Door, Log]]
+    doors: Mapping[str, tuple[Door, Callable[[Call], Answer]]]
     log: Log
     tell: Callable[[str, str, float], None]
 
@@ -65,9 +65,10 @@ class Service:
         finally:
             arrived.close()
         self.tell(arrived.contract, outcome, time.monotonic() - arrived.since)
+        seat.catch_up()
 
     def _serve(self, arrived: Arrived, seat: Seat) -> str:
-        door, log = self.doors[arrived.contract]
+        door, answers = self.doors[arrived.contract]
         call = arrived.request.call
         with seat:
             fault = self.world.fault(arrived.request)
@@ -78,17 +79,18 @@ class Service:
                 wire.send_last_words(arrived.connection, door.last_words(call), deadline=time.monotonic() + _LAST_WORDS)
             except (Gone, TimedOut):
                 return "late"
-            answer = door.answer(call, log)
-        return self._send(arrived, answer)
+            answer = answers(call)
+        return self._send(arrived, answer) or ("error" if door.failed(answer) else "ok")
 
     def _send(self, arrived: Arrived, answer: Answer) -> str:
+        """What came of the sending; nothing when it was heard."""
         try:
             wire.send_answer(arrived.connection, answer, deadline=time.monotonic() + _ANSWER)
         except Error as error:
             # It has its last words: for what may not be repeated they say that the runtime is to ask again.
             self._note(arrived, f"the call was done, and its answer not heard: {error}", level="warning")
             return "unheard"
-        return "ok" if answer.code == 0 else "error"
+        return ""
 
     def _note(self, arrived: Arrived, sentence: str, *, level: Level) -> None:
         call = arrived.request.call

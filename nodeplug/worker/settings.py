@@ -21,6 +21,14 @@ class CollectSettings(Record):
     )
 
 
+class ChoresSettings(Record):
+    """`[worker.chores]`: which of the chores in `nodeplug.worker.chores` it does; each is a key."""
+
+    dhcp: bool = key(document.boolean, default=True, help="renew the leases of the address manager dhcp")
+    identity: bool = key(document.boolean, default=True, help="replace the certificates of the volume identity in time")
+    logs: bool = key(document.boolean, default=True, help="rotate the logs of the volume log, and drop the oldest")
+
+
 class WorkerSettings(Record):
     """`[worker]`."""
 
@@ -45,8 +53,16 @@ class WorkerSettings(Record):
     collect: CollectSettings = key(
         document.nested(CollectSettings), default=CollectSettings(), help="the collection after a boot"
     )
+    chores: ChoresSettings = key(
+        document.nested(ChoresSettings), default=ChoresSettings(), help="the work it does by itself"
+    )
 
 
 def load(directory: str) -> WorkerSettings:
     """The settings in a directory such as /etc/nodeplug. Raises `ConfigInvalid` with every problem."""
-    return config.section(WorkerSettings, config.load(directory), "worker", directory)
+    return read(config.load(directory), directory)
+
+
+def read(node: dict[str, object], where: str) -> WorkerSettings:
+    """Those among the node's settings, which are in `where`. Raises `ConfigInvalid` with every problem."""
+    return config.section(WorkerSettings, node, "worker", where)

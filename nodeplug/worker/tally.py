@@ -69,10 +69,10 @@ class Tally:
             )
             yield from (requests, refused, seconds, busy)
 
-        registry.register(_Shown(collect))
+        registry.register(Shown(collect))
 
 
-class _Shown:
+class Shown:
     """A collector, as prometheus-client wants it."""
 
     def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:

@@ -1,8 +1,8 @@
 """The wire between what a runtime executes and the warm worker: a request, last words, an answer. See docs/wire.md.
 
 It carries a `Call` and knows no contract: which door a call is for follows from the socket it came in by. The frames
-are pure functions from and to bytes; `ask` is the client's end, `receive`, `send_last_words` and `send_answer` are the
-server's. Launchers import the client's end, so this is exec dialect: the standard library, little of it.
+are pure functions from and to bytes; `receive`, `send_last_words` and `send_answer` are the server's end, `ask` is the
+client's for whoever has a `Call`. It is the launcher's, which has only its process.
 
 Two promises hold the wire together. The server changes nothing before its last words are out. And a client that gives
 up first shuts its receiving side, after which the server's send fails, and then reads what had already arrived. So
@@ -15,42 +15,37 @@ import os
 import struct
 import time
 from _socket import (
-    AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
+    MSG_DONTWAIT,
     SCM_RIGHTS,
-    SHUT_RD,
-    SOCK_CLOEXEC,
-    SOCK_STREAM,
     SOL_SOCKET,
     socket,
 )
 
 from nodeplug.core.call import Answer, Call, LastWords
-from nodeplug.core.errors import Malformed, Refused, TimedOut, VersionUnsupported
+from nodeplug.core.errors import Malformed, Refused, TimedOut
 from nodeplug.core.record import Record
+from nodeplug.worker import launcher
 from nodeplug.worker.frames import (
-    ANSWER,
     FILES,
     HEADER,
-    LAST_WORDS,
     REQUEST,
     Frame,
     Request,
     decode_header,
     decode_request,
-    decode_response,
     encode_answer,
     encode_last_words,
     encode_request,
 )
 
-GREETING = 2.0  # seconds a client waits for last words before it takes the worker for dead
-_OWN_NAMESPACES = ("/proc/thread-self/ns/net", "/proc/thread-self/ns/mnt")
 _DESCRIPTORS_MAX = 8
 _INT = struct.Struct("=i")
 _CHUNK = 256 * 1024
+_FIRST = 16 * 1024
+"""Bytes that are read with the descriptors: all of most requests."""
 
 
 class Gone(Refused):
@@ -67,88 +62,29 @@ class Fallback(Record):
 # The client's end
 
 
-def ask(path: str, call: Call, *, deadline: float, greeting: float = GREETING) -> Answer | Fallback:
+def ask(path: str, call: Call, *, deadline: float, greeting: float = launcher.GREETING) -> Answer | Fallback:
     """Have the worker at the socket `path` answer `call`, until `deadline` (`time.monotonic()` seconds) at most.
 
     A `Fallback` asks the caller to run the call itself: the worker cannot be reached, its queue is full, it sent no
     last words within `greeting` seconds, or its last words say so. Never raises and never blocks past the deadline.
     """
-    greeted = min(deadline, time.monotonic() + greeting)
-    connection = None
     try:
-        connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-        _send_request(connection, path, call, until=greeted, patience=deadline - time.monotonic())
-        outcome = _await_answer(connection, greeted=greeted, deadline=deadline)
-    except (OSError, Malformed, TimedOut) as error:
-        # A worker that does not have the whole request does nothing.
-        outcome = Fallback(reason=str(error))
-    finally:
-        if connection is not None:
-            connection.close()
-    return outcome if isinstance(outcome, Answer) else outcome.replace(reason=f"worker at {path}: {outcome.reason}")
+        data = encode_request(call, patience=deadline - time.monotonic())
+    except Malformed as error:
+        return Fallback(reason=f"worker at {path}: {error}")
+    files = call.files or {}
+    wanted = [files[name] for name in FILES if name in files]
+    answer, words, reason = launcher.converse(path, data, wanted, greeting=greeting, deadline=deadline)
+    if answer is None and words is not None and not words[1]:
+        answer = words
+    if answer is not None:
+        return _answer(answer)
+    return Fallback(reason=f"worker at {path}: {reason}", last_words=_answer(words) if words is not None else None)
 
 
-def _send_request(connection: socket, path: str, call: Call, *, until: float, patience: float) -> None:
-    data = encode_request(call, patience=patience)
-    opened: list[int] = []
-    try:
-        for name in _OWN_NAMESPACES:
-            opened.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
-        files = call.files or {}
-        rights = [*opened, *(files[name] for name in FILES if name in files)]
-        connection.settimeout(_remaining(until))
-        connection.connect(path)
-        sent = connection.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, b"".join(map(_INT.pack, rights)))])
-        if sent < len(data):  # an empty send would fail once the worker has answered and closed
-            connection.settimeout(_remaining(until))
-            connection.sendall(memoryview(data)[sent:])
-    finally:
-        for fd in opened:
-            os.close(fd)
-
-
-def _await_answer(connection: socket, *, greeted: float, deadline: float) -> Answer | Fallback:
-    last: LastWords | None = None
-    buffer = b""
-    try:
-        while data := _receive_some(connection, deadline if last else greeted):
-            buffer += data
-            while (taken := _take(buffer)) is not None:
-                response, buffer = taken
-                if isinstance(response, Answer):
-                    return response
-                last = response
-        late = time.monotonic() >= (deadline if last else greeted)
-        reason = "no answer in time" if late else "it ended the connection without an answer"
-    except (OSError, Malformed, VersionUnsupported) as error:
-        reason = str(error)
-    if last is not None and not last.yourself:
-        return last.answer
-    return Fallback(reason=reason, last_words=last.answer if last else None)
-
-
-def _receive_some(connection: socket, limit: float) -> bytes:
-    """What arrived; b"" at the end of the connection, which `limit` brings about.
-
-    Once the receiving side is shut the worker's sends fail; what it sent before is still read, and then the end.
-    """
-    try:
-        connection.settimeout(_remaining(limit))
-        return connection.recv(_CHUNK)
-    except (TimedOut, TimeoutError):
-        connection.shutdown(SHUT_RD)
-        return connection.recv(_CHUNK)
-
-
-def _take(buffer: bytes) -> tuple[LastWords | Answer, bytes] | None:
-    """The first whole response in `buffer` and what follows it."""
-    if len(buffer) < HEADER.size:
-        return None
-    frame = decode_header(buffer[: HEADER.size], (LAST_WORDS, ANSWER))
-    end = HEADER.size + frame.size()
-    if len(buffer) < end:
-        return None
-    return decode_response(frame, buffer[HEADER.size : end]), buffer[end:]
+def _answer(reply: launcher.Reply) -> Answer:
+    code, _yourself, stdout, stderr, mounted = reply
+    return Answer(code=code, stdout=stdout, stderr=stderr, mounted=mounted.decode("utf-8", "surrogateescape"))
 
 
 # The server's end
@@ -182,10 +118,9 @@ class Incoming:
         self._contract = contract
         self._descriptors: list[int] = []
         self._truncated = False
-        self._header = b""
         self._frame: Frame | None = None
         self._parts: list[bytes] = []
-        self._missing = 0
+        self._held = 0
 
     def read(self) -> Request | None:
         """Take what the connection has to give, once; the request when that was the last of it.
@@ -193,24 +128,31 @@ class Incoming:
         How long this waits is the connection's setting. Raises what reading from it raises, and `Gone`, `Malformed` and
         `VersionUnsupported` as `receive` does.
         """
+        data = self._connection.recv(_CHUNK) if self._held else self._read_rights()
+        if not data:
+            raise Gone("the connection ended before the request did")
+        self._parts.append(data)
+        self._held += len(data)
         if self._frame is None:
-            self._read_header()
-        else:
-            data = self._connection.recv(min(self._missing, _CHUNK))
-            if not data:
-                raise Gone(f"the connection ended {self._missing} bytes before the request did")
-            self._parts.append(data)
-            self._missing -= len(data)
-        if self._frame is None or self._missing:
+            if self._held < HEADER.size:
+                return None
+            self._parts = [b"".join(self._parts)]
+            self._frame = decode_header(self._parts[0][: HEADER.size], (REQUEST,))
+            if self._truncated:
+                raise Malformed(f"more than {_DESCRIPTORS_MAX} descriptors came with a request")
+        end = HEADER.size + self._frame.size()
+        if self._held < end:
             return None
-        request = decode_request(self._frame, b"".join(self._parts), tuple(self._descriptors), contract=self._contract)
+        whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        body = whole[HEADER.size : end]
+        request = decode_request(self._frame, body, tuple(self._descriptors), contract=self._contract)
         self._descriptors = []  # they are the request's now
         return request
 
     @property
     def held(self) -> int:
         """Bytes that have arrived."""
-        return len(self._header) + sum(map(len, self._parts))
+        return self._held
 
     def close(self) -> None:
         """Close the descriptors that came, unless they have become the request's."""
@@ -218,23 +160,9 @@ class Incoming:
             os.close(fd)
         self._descriptors = []
 
-    def _read_header(self) -> None:
-        if self._header:
-            data = self._connection.recv(HEADER.size - len(self._header))
-        else:
-            data = self._read_rights()
-        if not data:
-            raise Gone("the connection ended before the request")
-        self._header += data
-        if len(self._header) == HEADER.size:
-            frame = decode_header(self._header, (REQUEST,))
-            if self._truncated:
-                raise Malformed(f"more than {_DESCRIPTORS_MAX} descriptors came with a request")
-            self._frame, self._missing = frame, frame.size()
-
     def _read_rights(self) -> bytes:
         space = CMSG_SPACE(_DESCRIPTORS_MAX * _INT.size)
-        data, ancillary, flags, _address = self._connection.recvmsg(HEADER.size, space, MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _address = self._connection.recvmsg(_FIRST, space, MSG_CMSG_CLOEXEC)
         for level, kind, rights in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:
                 whole = len(rights) - len(rights) % _INT.size
@@ -258,8 +186,13 @@ def send_answer(connection: socket, answer: Answer, *, deadline: float) -> None:
 
 def _send(connection: socket, data: bytes, deadline: float) -> None:
     try:
-        connection.settimeout(_remaining(deadline))
-        connection.sendall(data)  # the time-out is for all of it
+        try:
+            sent = connection.send(data, MSG_DONTWAIT)  # there is room for what is usual
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            connection.settimeout(_remaining(deadline))
+            connection.sendall(memoryview(data)[sent:])  # the time-out is for all of it
     except OSError as error:
         raise _translated(error) from error
 

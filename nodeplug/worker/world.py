@@ -53,7 +53,8 @@ def enter(process: str) -> None:
     """Move the calling thread, the only one as yet, into the namespaces of a process such as /proc/1.
 
     Its files are then that process's. What Python has yet to import is found through a descriptor of the root that is
-    left behind. Raises `ConfigInvalid` and `Unavailable`.
+    left behind, but no shared library is: what needs one has to be imported before. Raises `ConfigInvalid` and
+    `Unavailable`.
     """
     if not os.path.isabs(process):
         raise ConfigInvalid(f"worker.host is {process!r}", hint="name a process's directory, such as /proc/1")
@@ -65,6 +66,8 @@ def enter(process: str) -> None:
         raise Unavailable(
             f"cannot open the namespaces of {process}: {error.strerror}", hint="the container needs hostPID and root"
         ) from error
+    # The C library looks for it when a thread is ended, and without it ends the process instead.
+    libc.hold("libgcc_s.so.1")
     try:
         libc.unshare(_CLONE_FS)  # threads share a root, and only one that shares with none may change it
         libc.setns(found["net"], libc.CLONE_NEWNET)

@@ -15,13 +15,14 @@ from tests.sandbox import CHECKOUT
 
 PACKAGE = CHECKOUT / "nodeplug"
 EXEC_ROOMS = ("core", "kernel", "cni", "flexvolume", "volumes")
-EXEC_FILES = ("worker/frames.py", "worker/launcher.py", "worker/wire.py")
+EXEC_FILES = ("worker/launcher.py",)
 # What exec dialect may import at module level; all else on the branch that needs it. What comes with `json`, and
 # contextlib, cost milliseconds: the lists in modules/ keep them off the way of a call that does not need them.
 EXEC_IMPORTS = frozenset(
     (
         *(
             "__future__",
+            "_frozen_importlib",
             "_json",
             "_sha2",
             "_sha256",
@@ -30,7 +31,9 @@ EXEC_IMPORTS = frozenset(
             "binascii",
             "errno",
             "fcntl",
+            "marshal",
             "os",
+            "posix",
             "stat",
             "struct",
         ),

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from tests.bench.timer import Round, Watch, measure
 from tests.child import run
+from tests.cni.lans import Lan
 from tests.examples import ROOT
 from tests.ledger import Ledger
 from tests.space import Space
+from tests.worker.node import Node
 
 GO = Path("/usr/lib/cni")
 OURS = "nodeplug"
@@ -58,6 +61,12 @@ class Contender:
             mappings = [{**port, "hostPort": base + n} for n, port in enumerate(PORTS)]
             chain.append({**common, "type": "portmap", "runtimeConfig": {"portMappings": mappings}})
         return chain
+
+    def alone(self, type: str, **config: Any) -> list[dict[str, Any]]:
+        """One interface plugin with an address of our own, as a chain."""
+        ranges = [[{"subnet": f"10.{self.octet}.0.0/16"}]]
+        ipam = {"type": "host-local", "dataDir": str(self.leases), "ranges": ranges}
+        return [{"cniVersion": "1.0.0", "name": f"bench-{self.bridge}", "type": type, "ipam": ipam, **config}]
 
     def env(self, command: str, space: Space) -> dict[str, str]:
         return {
@@ -103,12 +112,17 @@ def contenders(ledger: Ledger) -> Iterator[dict[str, Contender]]:
 
 
 def life(contender: Contender, *, masquerade: bool, ports: bool) -> Round:
-    """One pod's ADD and DEL; only the plugins are timed."""
+    """One pod's ADD and DEL on the bridge; only the plugins are timed."""
+    return life_of(contender, lambda: contender.network(masquerade=masquerade, ports=ports))
+
+
+def life_of(contender: Contender, network: Callable[[], list[dict[str, Any]]]) -> Round:
+    """The same of any chain."""
 
     def one_round(watch: Watch) -> None:
         with closing(Ledger()) as book:
             space = book.netns()
-            chain = contender.network(masquerade=masquerade, ports=ports)
+            chain = network()
             result = contender.add(watch, "ADD", space, chain)
             contender.delete(watch, "DEL", space, chain, result)
 
@@ -141,36 +155,74 @@ def bench_process_for_process(
         print(f"target: {label} at most {target} of Go's: {ratio:.2f}, {'met' if ratio <= target else 'MISSED'}")
 
 
+LINKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ptp + host-local": ("ptp", {}),
+    "ptp + host-local, ipMasq": ("ptp", {"ipMasq": True}),
+    "macvlan + host-local": ("macvlan", {"master": "lan0"}),
+}
+
+
+def lives(contenders: dict[str, Contender], title: str) -> dict[str, Round]:
+    plugin, config = LINKS[title]
+
+    def of(contender: Contender) -> Round:
+        return life_of(contender, lambda: contender.alone(plugin, **config))
+
+    return {name: of(contender) for name, contender in contenders.items()}
+
+
+@pytest.mark.parametrize("title", LINKS)
+def bench_other_links_process_for_process(contenders: dict[str, Contender], ledger: Ledger, title: str) -> None:
+    """The interface plugins without a bridge, and once more with the worker behind the C shim."""
+    Lan(ledger)
+    node = Node(ledger, kind="c")
+    node.start()
+    worker = Contender(node.plugins, "bnw0", 62, ledger.directory())
+    report = measure(lives({**contenders, f"{OURS}, worker": worker}, title), rounds=60)
+    node.stop()
+    print()
+    print(report.markdown(title=title, command="make bench", versions=versions()))
+
+
+GROWTH = {"Go": 200, "nodeplug": 1000}
+"""How many attachments each ends with: the reference's own ADD at a thousand takes so long that nobody would wait."""
+
+
 def bench_growth_with_attachments(contenders: dict[str, Contender], ledger: Ledger) -> None:
-    """ADD with ipMasq and portmap at 10 and at 1,000 attachments of the same node, ours and Go's."""
+    """ADD with ipMasq and portmap at 10 attachments of the same node and at many, ours and Go's."""
     spaces: list[tuple[Contender, Space, list[dict[str, Any]], dict[str, Any]]] = []
     tables = []
-    medians: dict[str, list[float]] = {name: [] for name in contenders}
-    for goal in (10, 1000):
-        for contender in contenders.values():
+    medians: dict[str, list[float]] = {name: [] for name in GROWTH}
+    grown = {name: contenders[name] for name in GROWTH}
+    for goals in (dict.fromkeys(GROWTH, 10), GROWTH):
+        for name, contender in grown.items():
             held = sum(1 for owner, *_ in spaces if owner is contender)
-            for _ in range(goal - held):
+            for _ in range(goals[name] - held):
                 space = ledger.netns()
                 chain = contender.network(masquerade=True, ports=True)
                 spaces.append((contender, space, chain, contender.add(Watch(), "fill", space, chain)))
         report = measure(
-            {name: life(contender, masquerade=True, ports=True) for name, contender in contenders.items()}, rounds=50
+            {name: life(contender, masquerade=True, ports=True) for name, contender in grown.items()}, rounds=50
         )
-        tables.append(
-            report.markdown(title=f"ADD and DEL beside {goal} attachments", command="make bench", versions=versions())
-        )
-        for name in contenders:
-            walls = sorted(report.walls("ADD", name))
-            medians[name].append(walls[len(walls) // 2])
+        title = f"ADD and DEL beside {' and '.join(f'{goals[name]} attachments of {name}' for name in grown)}"
+        tables.append(report.markdown(title=title, command="make bench", versions=versions()))
+        for name in grown:
+            medians[name].append(median(report.walls("ADD", name)))
     print()
     print("\n".join(tables))
     for name, (few, many) in medians.items():
-        print(f"ADD at 1,000 attachments over ADD at 10, {name}: {many / few:.2f}")
+        print(f"ADD at {GROWTH[name]} attachments over ADD at 10, {name}: {many / few:.2f}")
     for contender, space, chain, result in spaces:
         contender.delete(Watch(), "empty", space, chain, result)
 
 
-def test_the_benchmark_measures_what_it_says(contenders: dict[str, Contender]) -> None:
-    for contender in contenders.values():
+def test_the_benchmark_measures_what_it_says(contenders: dict[str, Contender], ledger: Ledger) -> None:
+    Lan(ledger)
+    rounds = [lives(contenders, title) for title in LINKS]
+    for name, contender in contenders.items():
         life(contender, masquerade=True, ports=True)(Watch())
-        assert [name for name in os.listdir(contender.leases) if name.startswith("10.")] == []
+        for each in rounds:
+            each[name](Watch())
+        assert [
+            lease for lease in os.listdir(contender.leases / f"bench-{contender.bridge}") if lease[:3] == "10."
+        ] == []

@@ -12,7 +12,9 @@ import signal
 import sys
 
 STEPS = {"socket.sendto", "open", "os.link", "os.remove", "os.rename", "os.mkdir", "os.listdir", "subprocess.Popen"}
+STEPS |= {"fcntl.ioctl"}
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_TUN = ord("T")  # the type of ioctls that make taps; others only look
 _QUIET = ("/usr", "/proc/self", "/proc/thread-self", "/var/log", "/etc")
 
 
@@ -31,7 +33,7 @@ def _main(step: int, fault: str, name: str) -> None:
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal number
-        if event not in STEPS:
+        if event not in STEPS or (event == "fcntl.ioctl" and int(str(arguments[1])) >> 8 & 0xFF != _TUN):
             return
         subject = arguments[0]
         if isinstance(subject, str) and subject.startswith(quiet):

@@ -40,7 +40,9 @@ class Pod:
         with Netns.open(self.space.path) as netns, Netlink(NETLINK_ROUTE, netns=netns) as route:
             link = links.find(route, "eth0")
             assert link is not None
-            return addressing.configure(route, netns, link.index, "eth0", given, detect_duplicates=detect_duplicates)
+            addressing.configure(route, netns, link.index, "eth0", given, detect_duplicates=detect_duplicates)
+            (answer,) = route.request(links.query(link.index))
+            return links.parse(answer or b"")
 
 
 @pytest.fixture

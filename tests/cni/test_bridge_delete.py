@@ -11,9 +11,10 @@ import pytest
 from nodeplug.core import files, paths
 from nodeplug.core.naming import identity
 from tests.child import run
+from tests.cni.lost import a_plain_file, ended, the_hosts, without_a_name
 from tests.cni.pods import Network, addresses, host_links, host_local, link, static
 from tests.ledger import Ledger
-from tests.space import HERE, Space
+from tests.space import Space
 
 pytestmark = pytest.mark.needs("sandbox")
 
@@ -47,25 +48,7 @@ def test_delete_may_come_again_and_again(network: Network, netns: Space) -> None
         assert nothing_left(network)
 
 
-def without_a_name(pod: Space, _directory: Path) -> str:
-    return ""
-
-
-def gone(pod: Space, _directory: Path) -> str:
-    pod.remove()
-    return pod.path
-
-
-def a_plain_file(pod: Space, directory: Path) -> str:
-    (directory / "netns").write_text("")
-    return str(directory / "netns")
-
-
-def the_hosts(pod: Space, _directory: Path) -> str:
-    return HERE.path
-
-
-@pytest.mark.parametrize("path", [without_a_name, gone, a_plain_file, the_hosts])
+@pytest.mark.parametrize("path", [without_a_name, ended, a_plain_file, the_hosts])
 def test_delete_is_complete_without_the_pods_namespace(
     network: Network, netns: Space, directory: Path, path: Callable[[Space, Path], str]
 ) -> None:

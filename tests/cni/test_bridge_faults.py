@@ -3,93 +3,22 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nodeplug.core import paths
-from tests.child import Finished, run
-from tests.cni import faults
-from tests.cni.pods import Network, host_links, host_local
+from tests.child import run
+from tests.cni.nodes import KILLED, Node, by_adding_again, by_delete, by_gc
+from tests.cni.pods import host_local
 from tests.ledger import Ledger
 
 pytestmark = pytest.mark.needs("sandbox")
-KILLED = -9
-SETS = {"guarded", "allowed"}
-
-
-class Node:
-    """A network with all that leaves something behind, on a node where another pod lives."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        ledger.table("bridge", "nodeplug")
-        ledger.table("inet", "nodeplug")
-        self.network = Network(
-            ledger, type="bridge", isDefaultGateway=True, ipMasq=True, macspoofchk=True, ipam=host_local(4, 6)
-        )
-        self.pod = ledger.netns()
-        self.ledger = ledger
-
-    def settle(self) -> None:
-        """Another pod comes first, so that bridge and tables are there."""
-        self.network.add(self.ledger.netns())
-
-    def faulty(self, command: str, step: int, fault: str | int) -> Finished:
-        return run(
-            faults.program(step, fault, "bridge"),
-            env=self.network.env(command, self.pod),
-            stdin=self.network.stdin(),
-        )
-
-    def state(self) -> dict[str, Any]:
-        """All that an attachment leaves, as it is now."""
-        return {
-            "links": host_links(),
-            "inside": self.pod.links(),
-            "leases": self.network.leases(),
-            "files": {
-                str(path)
-                for path in Path(paths.RUN, "cni").rglob("*")
-                if path.is_file() and path.suffix != ".lock" and not path.name.startswith(".")
-            },
-            "elements": elements(),
-        }
-
-
-def elements() -> set[str]:
-    found: set[str] = set()
-    for entry in json.loads(run(["nft", "-j", "list", "ruleset"]).ok().stdout)["nftables"]:
-        if "set" in entry:
-            found |= {f"{entry['set']['name']} {json.dumps(element)}" for element in entry["set"].get("elem", [])}
-    return found
 
 
 @pytest.fixture
 def node(ledger: Ledger) -> Node:
-    return Node(ledger)
-
-
-def by_delete(node: Node, step: int) -> None:
-    """A runtime may have lost the pod's namespace."""
-    node.network.delete(node.pod, CNI_NETNS="" if step % 2 else node.pod.path)
-
-
-def by_gc(node: Node, _step: int) -> None:
-    living = [{"containerID": lease, "ifname": "eth0"} for lease in containers(node) - {node.pod.name}]
-    assert node.network.ask("GC", None, {"cni.dev/valid-attachments": living}) == (0, None)
-
-
-def by_adding_again(node: Node, _step: int) -> None:
-    node.network.check(node.pod, node.network.add(node.pod))
-    node.network.delete(node.pod)
-
-
-def containers(node: Node) -> set[str]:
-    directory = node.network.leases_in / "pods"
-    return {(directory / lease).read_text().split()[0] for lease in node.network.leases()}
+    return Node(ledger, type="bridge", isDefaultGateway=True, ipMasq=True, macspoofchk=True, ipam=host_local(4, 6))
 
 
 @pytest.mark.parametrize("clean", [by_delete, by_gc, by_adding_again])
@@ -150,7 +79,7 @@ def test_an_add_that_fails_at_any_step_leaves_nothing(node: Node) -> None:
     node.settle()
     before = node.state()
     failed = 0
-    total = len([line for line in node.faulty("ADD", 0, "count").stderr.splitlines() if line.startswith(b"step")])
+    total = node.steps("ADD")
     node.network.delete(node.pod)
     for step in range(total):
         done = node.faulty("ADD", step, errno.EIO)
@@ -169,7 +98,7 @@ def test_a_delete_that_fails_at_any_step_does_the_others_and_can_be_tried_again(
     node.settle()
     before = node.state()
     node.network.add(node.pod)
-    total = len([line for line in node.faulty("DEL", 0, "count").stderr.splitlines() if line.startswith(b"step")])
+    total = node.steps("DEL")
     for step in range(total):
         node.network.add(node.pod)
         made = node.state()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 from nodeplug.cni.plugins.bridge.config import BridgeConf
 from nodeplug.core.document import reference
-from tests.child import run
+from tests.cni.pages import live
 from tests.cni.pods import host_links
-from tests.examples import examples
 from tests.ledger import Ledger
 from tests.needs import needs
 from tests.sandbox import CHECKOUT
@@ -30,17 +28,9 @@ def test_the_errors_of_the_page_are_said_by_the_code() -> None:
             assert part.strip() in said, part
 
 
-@needs("sandbox", "program:nft")
+@needs("sandbox", "program:nft", "program:ping")
 def test_the_commands_of_the_page_run(ledger: Ledger) -> None:
-    directory = ledger.directory()
-    ledger.link("cni0")
-    ledger.table("inet", "nodeplug")
-    found = examples("cni/bridge.md")
-    (directory / "10-pods.conflist").write_text(found["10-pods.conflist"])
-    env = {**os.environ, "PATH": f"{CHECKOUT / 'bin'}:{os.environ['PATH']}"}
-    run([CHECKOUT / "bin" / "nodeplug", "install", "cni", "--dest", str(directory / "bin")], env=env).ok()
-    commands = found["life.sh"].replace(" --conf", f" --path {directory / 'bin'} --conf")
-    shown = run(["sh", "-ex"], stdin=commands.encode(), cwd=directory, env=env).ok().text
+    shown = live("cni/bridge.md", ledger).ok().text
     assert "0% packet loss" in shown
     assert "10.85.0.2" in shown
     assert host_links() == {"cni0"}

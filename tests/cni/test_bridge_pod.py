@@ -183,7 +183,7 @@ def test_settings_of_the_pods_link(ledger: Ledger, netns: Space, enabledad: bool
     Network(ledger, type="bridge", enabledad=enabledad, ipam=static("10.5.0.2/24", "fd05::2/64")).add(netns)
     assert setting(netns, "net/ipv4/conf/eth0/arp_notify") == "1"
     assert setting(netns, "net/ipv6/conf/eth0/accept_dad") == str(int(enabledad))
-    assert setting(HERE, "net/ipv6/conf", port_of(netns)[0].name, "accept_ra") == "0"
+    assert setting(HERE, "net/ipv6/conf", port_of(netns)[0].name, "disable_ipv6") == "1"
     assert setting(HERE, "net/ipv6/conf/cni0/accept_ra") == "0"
 
 

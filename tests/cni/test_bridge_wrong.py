@@ -223,7 +223,11 @@ def test_a_kernel_without_vlans_says_so(ledger: Ledger, netns: Space, config: di
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 20), 1 << 20) | st.text(max_size=8) | st.floats(allow_nan=False),
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 20), 1 << 20)
+    | st.text(max_size=8)
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )

@@ -65,7 +65,7 @@ class Node:
                 str(path)
                 for top in ("/run/cni", f"{paths.RUN}/cni")
                 for path in Path(top).rglob("*")
-                if path.is_file() and path.suffix != ".lock" and not path.name.startswith(".")
+                if path.is_file() and path.suffix != ".lock" and not path.name.startswith((".", "reference."))
             },
             "elements": elements(),
             "rules": [rule["src"] for rule in self.pod.ip("rule", "show")],

@@ -418,7 +418,12 @@ variables = st.dictionaries(
     words | st.text(st.characters(exclude_characters="\0"), max_size=20),
 )
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 70000) | st.floats(allow_nan=False) | words | st.text(max_size=10),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 70000)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | words
+    | st.text(max_size=10),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(

@@ -29,7 +29,11 @@ def pod(host: Host) -> Pod:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 40), 1 << 40) | st.text(max_size=9) | st.floats(allow_nan=False),
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 40), 1 << 40)
+    | st.text(max_size=9)
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )

@@ -39,7 +39,11 @@ def call(command: str, config: dict[str, Any], pod: Space, **env: str) -> Answer
         env=environment(command, CNI_NETNS=pod.path, CNI_CONTAINERID=pod.name, **env),
         stdin=json.dumps(config).encode(),
     )
-    return dispatch.answer(call, to=QUIET)
+    answer = dispatch.answer(call, to=QUIET)
+    present = company.present()
+    if isinstance(present, Seat):
+        present.catch_up()
+    return answer
 
 
 def life(pod: Space) -> set[str]:

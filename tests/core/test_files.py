@@ -217,3 +217,15 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def test_whether_a_lock_is_held_can_be_asked_without_taking_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    assert not files.is_locked(path, "a")
+    assert not os.path.exists(path)
+    with files.range_lock(path, "a"):
+        assert files.is_locked(path, "a")
+        assert not files.is_locked(path, "b")
+    assert not files.is_locked(path, "a")
+    with files.range_lock(path, None):
+        assert files.is_locked(path, "a")

@@ -20,6 +20,7 @@ from nodeplug.core.record import Record, key
 from nodeplug.core.secret import Secret
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
+from tests.child import until
 
 ENV = {"PATH": "/usr/bin:/bin"}
 
@@ -193,12 +194,14 @@ def test_a_child_that_does_not_read_or_end_is_killed_with_its_group(tmp_path: Pa
     with pytest.raises(TimedOut, match="killed"):
         child.run(["sh", "-c", f"sleep 60 & echo $! > {mark}; wait"], env=ENV, stdin=b"x" * 300_000, timeout=0.5)
     grandchild = int(mark.read_text())
-    for _ in range(200):
-        if not Path(f"/proc/{grandchild}").exists() or "Z" in Path(f"/proc/{grandchild}/stat").read_text().split()[2]:
-            return
-        os.sched_yield()
-        __import__("time").sleep(0.01)
-    pytest.fail("the grandchild lives")
+    until(lambda: has_ended(grandchild), "the grandchild ends")
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_a_child_that_writes_without_end_is_stopped() -> None:
@@ -211,6 +214,16 @@ def test_a_child_that_cannot_start_says_why() -> None:
         child.run(["/no/such"], env=ENV, timeout=1)
     with pytest.raises(PermissionRefused, match="cannot run"):
         child.run([str(Path(__file__))], env=ENV, timeout=1)
+
+
+def test_a_child_has_the_descriptors_it_is_given_and_no_others() -> None:
+    reader, writer = os.pipe()
+    script = "import os, sys; os.write(int(sys.argv[1]), b'here')"
+    child.run([sys.executable, "-c", script, str(writer)], env=ENV, timeout=20, fds=(writer,))
+    assert os.read(reader, 100) == b"here"
+    assert child.run([sys.executable, "-c", script, str(writer)], env=ENV, timeout=20).code == 1
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_child_leaves_no_descriptor_behind() -> None:

@@ -87,11 +87,16 @@ def strays() -> list[str]:
     return found
 
 
+CLEANS_UP = STRAY + 'try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print("cleaned up")\nreturn 130'
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_request_to_end_reaches_the_body_as_an_interrupt(ledger: Ledger, number: int) -> None:
-    process = start(
-        ledger, STRAY + 'try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print("cleaned up")\nreturn 130'
-    )
+@pytest.mark.parametrize("ignored", ["", "INT"])
+def test_request_to_end_reaches_the_body_as_an_interrupt(ledger: Ledger, number: int, ignored: str) -> None:
+    """Also in the background of a shell, which has its jobs ignore SIGINT."""
+    shell = ["sh", "-c", f'trap "" {ignored or "USR2"}; exec "$@"', "sh"]
+    process = ledger.start([*shell, *enclosed(CLEANS_UP)])
+    until(lambda: "ready" in process.output(), "it runs")
     process.signal(number)
     assert process.wait() == 130
     assert "cleaned up" in process.output()

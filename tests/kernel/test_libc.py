@@ -30,6 +30,24 @@ PR_GET_TIMERSLACK = 30
         (lambda: libc.inotify_init1(1), errno.EINVAL, "inotify_init1: Invalid argument: 'flags 0x1'"),
         (lambda: libc.inotify_add_watch(-1, "/", 1), errno.EBADF, "inotify_add_watch: Bad file descriptor: '/'"),
         (lambda: libc.inotify_rm_watch(-1, 3), errno.EBADF, "inotify_rm_watch: Bad file descriptor: 'watch 3'"),
+        (lambda: libc.open_tree(-100, "/absent", 1), errno.ENOENT, "open_tree: No such file or directory: '/absent'"),
+        (lambda: libc.open_tree(-1, "", 0x1000), errno.EBADF, "open_tree: Bad file descriptor: 'fd -1'"),
+        (lambda: libc.move_mount(-1, -100, "/tmp", 4), errno.EBADF, "move_mount: Bad file descriptor: '/tmp'"),
+        (lambda: libc.fsopen("absent", 0), errno.ENODEV, "fsopen: No such device: 'absent'"),
+        (lambda: libc.fsconfig(-1, 1, "key", "x", 0), errno.EINVAL, "fsconfig: Invalid argument: 'key'"),
+        (lambda: libc.fsmount(-1, 0, 0), errno.EBADF, "fsmount: Bad file descriptor: 'fd -1'"),
+        (lambda: libc.fspick(-100, "/absent", 0), errno.ENOENT, "fspick: No such file or directory: '/absent'"),
+        (
+            lambda: libc.openat2(-100, "/absent", bytes(24)),
+            errno.ENOENT,
+            "openat2: No such file or directory: '/absent'",
+        ),
+        (
+            lambda: libc.mount_setattr(-1, "", 0x1000, b"\1" + bytes(31)),
+            errno.EBADF,
+            "mount_setattr: Bad file descriptor: 'fd -1'",
+        ),
+        (lambda: libc.fallocate(-1, 0, 0, 1), errno.EBADF, "fallocate: Bad file descriptor: 'fd -1'"),
     ],
 )
 @needs("root")
@@ -95,3 +113,8 @@ def test_nothing_foreign_is_loaded_before_the_first_call_and_never_all_of_ctypes
     subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {checkout!r})\n{script}"], check=True
     )
+
+
+def test_a_library_that_is_held_is_there_later_and_one_that_is_not_there_is_said() -> None:
+    assert libc.hold("libc.so.6")
+    assert not libc.hold("libno-such-thing.so.1")

@@ -47,6 +47,17 @@ def test_what_is_no_network_namespace_is_refused_at_once(directory: Path, kind: 
     assert caught.value.filename == str(path)
 
 
+def test_pinned_are_those_that_a_mount_keeps_each_once(netns: Space, pod: Space, directory: Path) -> None:
+    second = directory / "second"
+    second.touch()
+    subprocess.run(["mount", "--bind", netns.path, second], check=True)
+    found = namespaces.pinned()
+    assert pod.path in found
+    assert len([path for path in found if path in (netns.path, str(second))]) == 1
+    pod.remove()
+    assert pod.path not in namespaces.pinned()
+
+
 def test_a_closed_namespace_may_be_closed_again(netns: Space) -> None:
     handle = Netns.open(netns.path)
     handle.close()

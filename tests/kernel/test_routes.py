@@ -237,6 +237,24 @@ def test_any_payload_is_a_route_or_a_value_error(payload: bytes) -> None:
 
 packed = st.one_of(st.binary(min_size=4, max_size=4), st.binary(min_size=16, max_size=16))
 word = st.integers(0, 2**32 - 1)
+
+
+def test_a_match_is_the_route_as_it_was_added(route: Netlink, oif: int) -> None:
+    """And not the way to the one address that was asked about."""
+    assert routes.match(route, ip("192.0.2.1")) is None
+    for text, gateway, asked in (("0.0.0.0/0", "10.1.0.1", "192.0.2.1"), ("::/0", "fd00::1", "2001:db8::1")):
+        route.request(routes.add(route_to(text, oif=oif, gateway=ip(gateway), priority=7)))
+        found = routes.match(route, ip(asked))
+        assert found and (found.dst, found.prefix, found.gateway) == (*to(text), ip(gateway))
+        assert (found.oif, found.priority) == (oif, 7)
+    several = (Nexthop(oif=oif, gateway=ip("10.1.0.2")), Nexthop(oif=oif, gateway=ip("10.1.0.3")))
+    route.request(routes.add(route_to("192.0.2.0/24", nexthops=several)))
+    found = routes.match(route, ip("192.0.2.1"))
+    assert found and (found.prefix, len(found.nexthops)) == (24, 2)
+    route.request(routes.add(route_to("198.51.100.0/24", type=routes.UNREACHABLE)))
+    assert routes.match(route, ip("198.51.100.1")) is None
+
+
 hop = st.builds(
     Nexthop,
     oif=st.integers(0, 2**31 - 1),

@@ -18,7 +18,8 @@ from nodeplug.cni.dispatch import IPAM, PLUGINS
 from nodeplug.core.errors import ConfigInvalid, Error, NotFound, PermissionRefused, Refused, TryAgain, Unavailable
 from nodeplug.ops import stage
 from nodeplug.ops.cli import door
-from nodeplug.ops.install import Directory, Door
+from nodeplug.ops.install import Directory
+from nodeplug.ops.place import Door
 from tests.child import Finished, run, until
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -211,8 +212,8 @@ def test_two_installs_at_once_both_succeed(directory: Path) -> None:
 def test_install_that_waits_for_another_gives_up_with_its_name(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nodeplug.ops.install._PATIENCE", 0.1)
-    with Directory(directory)._locked(), pytest.raises(TryAgain, match="another install"):
+    monkeypatch.setattr("nodeplug.ops.place._PATIENCE", 0.1)
+    with Directory(directory).locked(), pytest.raises(TryAgain, match="another install"):
         Directory(directory).install(CNI)
 
 
@@ -231,7 +232,8 @@ import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from nodeplug.ops.cli import door
-from nodeplug.ops.install import Directory, Door
+from nodeplug.ops.install import Directory
+from nodeplug.ops.place import Door
 left = {calls}
 def dying(call):
     def wrapped(*arguments, **more):
@@ -356,7 +358,7 @@ def test_command_prints_a_table_or_json(directory: Path) -> None:
 
 
 def test_errors_of_the_system_keep_their_meaning() -> None:
-    from nodeplug.ops.install import _advice
+    from nodeplug.ops.place import advice
 
-    assert "read-only" in _advice(OSError(errno.EROFS, "x"))
-    assert _advice(OSError(errno.EIO, "x")) == ""
+    assert "read-only" in advice(OSError(errno.EROFS, "x"))
+    assert advice(OSError(errno.EIO, "x")) == ""

@@ -21,8 +21,11 @@ def test_plugins_are_installed_from_a_wheel(directory: Path) -> None:
 import sys
 sys.path.insert(0, {str(directory / "site")!r})
 from nodeplug.ops.main import run
-sys.exit(run(["install", "cni", "--dest", {str(directory / "bin")!r}]))
+flex = ["--dest", {str(directory / "exec")!r}, "--store", {str(directory / "store")!r}]
+sys.exit(run(["install", "cni", "--dest", {str(directory / "bin")!r}]) or run(["install", "flexvolume", *flex]))
 """
     run([sys.executable, "-I", "-c", program], cwd="/").ok()
     said = run([directory / "bin/loopback"], env={"CNI_COMMAND": "VERSION"}).ok().json()
     assert said["supportedVersions"][-1] == "1.1.0"
+    answer = run([directory / "exec/nodeplug.dev~tmpfs/tmpfs", "init"], env={}).ok().json()
+    assert answer["status"] == "Success" and answer["capabilities"]["attach"] is False

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from nodeplug.core import paths
 from nodeplug.core.errors import Error
 from nodeplug.harness.runtime import config, image
 from nodeplug.harness.runtime.cache import Cache, Cached
@@ -18,8 +21,9 @@ from nodeplug.harness.runtime.runtime import Runtime
 from nodeplug.ops.cli import door
 from nodeplug.ops.demo import who
 from nodeplug.ops.install import Directory
-from tests.child import until
+from tests.child import Process, until
 from tests.ledger import Ledger
+from tests.sandbox import CHECKOUT
 from tests.space import HERE, Space
 
 REFERENCE = Path("/usr/lib/cni")
@@ -48,13 +52,31 @@ def conflist(*plugins: Mapping[str, Any], newest: str = "1.0.0") -> config.Netwo
     return config.parse_network(json.dumps(document).encode())
 
 
-def install(directory: Path, *, theirs: Iterable[str] = ()) -> Path:
+WAYS = ("launcher", "worker")
+"""How calls of ours are answered: each in a process of its own, or by the shim and nodeplugd."""
+
+
+def install(directory: Path, *, theirs: Iterable[str] = (), way: str = "launcher") -> Path:
     """A plugin directory with all of nodeplug's, but the reference's for the names in `theirs`."""
-    Directory(directory).install(door("cni"))
+    Directory(directory).install(door("cni"), kind="python" if way == "launcher" else "c")
     for name in theirs:
         (directory / name).unlink(missing_ok=True)
         (directory / name).symlink_to(REFERENCE / name)
     return directory
+
+
+def start_worker(ledger: Ledger) -> Process:
+    """nodeplugd where the plugins of `install` look for it; it is stopped at the end, and started again by `until`."""
+    settings = ledger.directory()
+    (settings / "nodeplug.toml").write_text("[worker.collect]\nenabled = false\n")
+    socket = Path(paths.RUN, "worker", "cni.sock")
+    socket.unlink(missing_ok=True)
+    ledger.adopt("sockets of a worker that was killed", lambda: shutil.rmtree(socket.parent, ignore_errors=True))
+    worker = ledger.start([sys.executable, "-I", CHECKOUT / "bin" / "nodeplugd", "--config", settings])
+    ledger.adopt("worker", lambda: (worker.signal(signal.SIGTERM), worker.wait()) if worker.running() else None)
+    until(lambda: socket.exists() or not worker.running(), "the worker listens", timeout=30)
+    assert worker.running(), worker.output()
+    return worker
 
 
 def leases(directory: Path) -> set[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from nodeplug.ops.demo import who
 from tests.child import until
 from tests.ledger import Ledger
 from tests.needs import needs
-from tests.real.node import GATEWAY, PORTMAP, Node, bridge, conflist, install, silent
+from tests.real.node import GATEWAY, PORTMAP, Node, bridge, conflist, install, silent, start_worker
 
 pytestmark = needs("sandbox", "program:containerd", "program:runc", "program:nft", "program:timeout")
 WEB = Port(8080, 80)
@@ -116,3 +120,52 @@ def test_delete_that_is_killed_is_finished_by_the_next(node: Node, assassin: Ass
         node.runtime.cri.remove_pod(pod)
         assert not node.left()
         assert silent("127.0.0.1", WEB.host)
+
+
+@needs("program:cc")
+def test_a_worker_that_is_killed_over_its_pods_fails_none_for_good(ledger: Ledger) -> None:
+    """Pods come and go while it is killed again and again; what fails is tried again, as the kubelet does."""
+    directory = ledger.directory()
+    network = conflist(bridge(directory / "leases"), PORTMAP)
+    node = Node(ledger, install(directory / "bin", way="worker"), network, directory)
+    done = threading.Event()
+    killed = 0
+
+    def kill() -> None:
+        nonlocal killed
+        while not done.is_set() or killed < 3:
+            with contextlib.closing(Ledger()) as own:
+                worker = start_worker(own)
+                done.wait(random.uniform(0.0, 0.4))
+                worker.signal(signal.SIGKILL)
+                worker.wait()
+                killed += 1
+
+    def live(number: int) -> None:
+        name, port = f"pod{number}", 9000 + number
+        for _ in range(10):
+            try:
+                pod = node.run(name, Port(port, 80))
+                break
+            except Error:
+                for left in node.runtime.cri.pods():
+                    if left.name == name:
+                        node.delete(left.id)
+        assert who.fetch("127.0.0.1", port) == f"{name} answers {GATEWAY}"
+        for _ in range(10):
+            try:
+                node.delete(pod)
+                return
+            except Error:
+                continue
+        raise AssertionError(f"{name} cannot be deleted")
+
+    assassin = threading.Thread(target=kill)
+    assassin.start()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(live, range(12)))
+    finally:
+        done.set()
+        assassin.join()
+    until(lambda: not node.left(), f"nothing of the pods is left, but there is {node.left()}")

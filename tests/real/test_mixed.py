@@ -14,7 +14,7 @@ from nodeplug.ops.demo import who
 from nodeplug.ops.demo.who import Who
 from tests.ledger import Ledger
 from tests.needs import needs
-from tests.real.node import GATEWAY, PORTMAP, REFERENCE, Node, bridge, conflist, install, leases, silent
+from tests.real.node import GATEWAY, PORTMAP, REFERENCE, Node, bridge, conflist, install, leases, silent, start_worker
 from tests.space import Space
 
 pytestmark = needs("sandbox", f"file:{REFERENCE}/bridge", "program:nft", "program:iptables")
@@ -38,11 +38,11 @@ class Bench:
     ledger: Ledger
     directory: Path
 
-    def runtime(self, *theirs: str) -> Runtime:
+    def runtime(self, *theirs: str, way: str = "launcher") -> Runtime:
         """Our runtime over plugins of which `theirs` are the reference's."""
-        plugins = self.directory / ("bin-" + "-".join(theirs))
+        plugins = self.directory / f"bin-{way}-{'-'.join(theirs)}"
         if not plugins.is_dir():
-            install(plugins, theirs=theirs)
+            install(plugins, theirs=theirs, way=way)
         return Runtime([plugins], cache_directory=self.directory / "cache")
 
     def pod(self) -> tuple[Space, Attachment]:
@@ -86,6 +86,22 @@ def test_chain_with_some_of_the_references_plugins_works(bench: Bench, theirs: t
     assert leases(bench.leases) == set()
     assert silent("127.0.0.1", 8080)
     assert space.links() == {"lo"}
+
+
+@needs("program:cc")
+def test_each_mixture_works_through_shim_and_worker(bench: Bench) -> None:
+    start_worker(bench.ledger)
+    for theirs in MIXTURES[:-1]:
+        runtime = bench.runtime(*theirs, way="worker")
+        space, attachment = bench.pod()
+        (address,) = runtime.add(bench.network, attachment).addresses("eth0")
+        assert leases(bench.leases) == {address}
+        assert who.fetch(address, 80) == f"pod answers {GATEWAY}"
+        assert who.fetch("127.0.0.1", 8080).startswith("pod answers")
+        runtime.delete(bench.network, attachment)
+        assert leases(bench.leases) == set()
+        assert silent("127.0.0.1", 8080)
+        assert space.links() == {"lo"}
 
 
 @pytest.mark.parametrize("first", [(), NAMES], ids=["ours first", "theirs first"])

@@ -14,7 +14,18 @@ from nodeplug.ops.demo.who import Who
 from tests.child import run
 from tests.ledger import Ledger
 from tests.needs import needs
-from tests.real.node import GATEWAY, PORTMAP, Node, answer, bridge, conflist, install, silent
+from tests.real.node import (
+    GATEWAY,
+    PORTMAP,
+    WAYS,
+    Node,
+    answer,
+    bridge,
+    conflist,
+    install,
+    silent,
+    start_worker,
+)
 from tests.space import Space
 from tests.traffic import exchange, reaches
 
@@ -22,11 +33,15 @@ pytestmark = needs("sandbox", "program:containerd", "program:runc", "program:nft
 UPLINK, OUTSIDE = "192.0.2.1", "192.0.2.2"
 
 
-@pytest.fixture(scope="module")
-def node(module_ledger: Ledger) -> Node:
-    directory = module_ledger.directory()
+@pytest.fixture(scope="module", params=WAYS)
+def node(request: pytest.FixtureRequest, module_ledger: Ledger) -> Iterator[Node]:
+    ledger = Ledger()
+    directory = ledger.directory()
     network = conflist(bridge(directory / "leases"), PORTMAP, newest="1.1.0")
-    return Node(module_ledger, install(directory / "bin"), network, directory)
+    if request.param == "worker":
+        start_worker(ledger)
+    yield Node(ledger, install(directory / "bin", way=request.param), network, directory)
+    ledger.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -35,9 +36,9 @@ BRIDGE: dict[str, Any] = {
 
 
 class Node:
-    """Its plugins are in `plugins`; `more` is added to [worker] of its settings."""
+    """Its plugins are in `plugins`, in place of those of `before`; `more` is added to [worker] of its settings."""
 
-    def __init__(self, ledger: Ledger, *, kind: Kind = "c", more: str = "") -> None:
+    def __init__(self, ledger: Ledger, *, kind: Kind = "c", more: str = "", before: Path | None = None) -> None:
         self.ledger = ledger
         self.directory = ledger.directory()
         self.plugins = self.directory / "bin"
@@ -46,7 +47,9 @@ class Node:
         self.config.mkdir()
         self.configure(more)
         installed = dataclasses.replace(door("cni"), socket=str(self.socket))
-        Directory(self.plugins).install(installed, kind=kind)
+        if before is not None:
+            shutil.copytree(before, self.plugins)
+        Directory(self.plugins).install(installed, kind=kind, replace=before is not None)
         self.process: Process | None = None
 
     def configure(self, more: str = "") -> None:

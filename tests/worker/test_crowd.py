@@ -196,3 +196,78 @@ def test_a_threads_company_is_its_own() -> None:
     in_threads(1, other)
     assert company.present() is mine
     assert seen[0] is not mine
+
+
+def test_what_a_caller_need_not_wait_for_is_done_in_order_once_he_has_his_answer() -> None:
+    seat = Seat(Crowd(running=1))
+    done: list[str] = []
+
+    def gone() -> None:
+        done.append("second")
+        raise OSError("no such device")
+
+    seat.later(lambda: done.append("first"))
+    seat.later(gone)
+    seat.later(lambda: done.append("third"))
+    assert done == []
+    seat.catch_up()
+    assert done == ["first", "second", "third"]
+    seat.catch_up()
+    assert len(done) == 3
+
+
+def test_alone_nothing_is_put_off_and_an_os_error_in_it_is_nobodys() -> None:
+    done: list[str] = []
+
+    def gone() -> None:
+        done.append("done")
+        raise OSError("no such device")
+
+    company.present().later(gone)
+    assert done == ["done"]
+
+
+def test_what_was_read_once_is_recalled_until_others_have_taken_its_place() -> None:
+    seat = Seat(Crowd(running=1))
+    made: list[object] = []
+
+    def read(key: object) -> object:
+        made.append(key)
+        return object()
+
+    first = seat.recall("a", lambda: read("a"))
+    assert seat.recall("a", lambda: read("a")) is first
+    with pytest.raises(ValueError):
+        seat.recall("b", lambda: int("none"))
+    for number in range(1000):
+        seat.recall(number, lambda number=number: read(number))  # type: ignore[misc]  # bound now
+    assert len(seat._crowd._known) <= 512
+    assert seat.recall("a", lambda: read("a")) is not first
+    assert company.Company().recall("a", lambda: 1) == 1
+    assert company.Company().recall("a", lambda: 2) == 2
+
+
+def test_what_only_one_may_do_at_a_time_is_done_by_turns_and_who_waits_lets_others_run() -> None:
+    crowd = Crowd(running=1)
+    inside = 0
+    most = 0
+    ran = threading.Event()
+
+    def one(number: int) -> None:
+        nonlocal inside, most
+        seat = Seat(crowd)
+        if number == 0:
+            with seat:
+                ran.set()  # the only turn is to be had while the others wait for each other
+            return
+        with seat, seat.by_turns("this"):
+            inside += 1
+            most = max(most, inside)
+            with seat.waiting():
+                assert ran.wait(20)
+            inside -= 1
+
+    in_threads(8, one)
+    assert (most, inside) == (1, 0)
+    with Seat(crowd).by_turns("this"), Seat(crowd).by_turns("that"):
+        pass

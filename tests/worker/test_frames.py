@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nodeplug.core.call import Answer, Call, LastWords
 from nodeplug.core.errors import Error, Malformed, VersionUnsupported
+from nodeplug.worker import launcher
 from nodeplug.worker.frames import (
     ANSWER,
     HEADER,
@@ -19,7 +20,6 @@ from nodeplug.worker.frames import (
     Request,
     decode_header,
     decode_request,
-    decode_response,
     encode_answer,
     encode_last_words,
     encode_request,
@@ -31,9 +31,19 @@ VERSION_CALL = Call(
     contract="cni", name="loopback", env={"CNI_COMMAND": "VERSION"}, stdin=b'{"cniVersion":"1.1.0"   }\n\n'
 )
 
-strings = st.binary(max_size=40).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
-names = strings.map(lambda text: text.replace("/", "")).filter(bool)
-variables = strings.map(lambda text: text.replace("=", "")).filter(bool)
+
+def without(*unwanted: bytes) -> st.SearchStrategy[str]:
+    """What a process may be given, those bytes apart, as Python has it."""
+
+    def text(data: bytes) -> str:
+        return bytes(byte for byte in data if bytes((byte,)) not in unwanted).decode("utf-8", "surrogateescape")
+
+    return st.binary(max_size=40).map(text)
+
+
+strings = without(b"\0")
+names = without(b"\0", b"/").filter(bool)
+variables = without(b"\0", b"=").filter(bool)
 calls = st.builds(
     Call,
     contract=st.just("cni"),
@@ -43,7 +53,9 @@ calls = st.builds(
     stdin=st.binary(max_size=200),
     files=st.sampled_from([{}, {"netns": 7}]),
 )
-answers = st.builds(Answer, code=st.integers(0, 255), stdout=st.binary(max_size=200), stderr=st.binary(max_size=200))
+spoken = {"code": st.integers(0, 255), "stdout": st.binary(max_size=200), "stderr": st.binary(max_size=200)}
+mount_points = strings.map(lambda text: text and f"/{text}")
+answers = st.builds(Answer, **spoken, mounted=mount_points)
 
 
 def read_request(data: bytes, *descriptors: int) -> Request:
@@ -52,7 +64,13 @@ def read_request(data: bytes, *descriptors: int) -> Request:
 
 
 def read_response(data: bytes) -> LastWords | Answer:
-    return decode_response(decode_header(data[: HEADER.size], (LAST_WORDS, ANSWER)), data[HEADER.size :])
+    """As a launcher reads it. ValueError for what is no response, whole as it is."""
+    taken = launcher.take_reply(data)
+    if taken is None or taken[2]:
+        raise ValueError("more or less than a response")
+    kind, (code, yourself, stdout, stderr, mounted), _rest = taken
+    answer = Answer(code=code, stdout=stdout, stderr=stderr, mounted=mounted.decode("utf-8", "surrogateescape"))
+    return LastWords(answer=answer, yourself=yourself) if kind == LAST_WORDS else answer
 
 
 @given(calls, st.integers(1, 3_600_000))
@@ -64,8 +82,14 @@ def test_a_request_comes_out_as_it_went_in(call: Call, milliseconds: int) -> Non
 @given(answers, st.booleans())
 def test_responses_come_out_as_they_went_in(answer: Answer, yourself: bool) -> None:
     assert read_response(encode_answer(answer)) == answer
-    words = LastWords(answer=answer, yourself=yourself)
+    words = LastWords(answer=answer.replace(mounted=""), yourself=yourself)
     assert read_response(encode_last_words(words)) == words
+
+
+@pytest.mark.parametrize("path", [b"relative", b"/with\0nul", b"/ends\0"])
+def test_what_can_be_no_mount_point_is_no_answer(path: bytes) -> None:
+    with pytest.raises(ValueError, match="mount point"):
+        read_response(HEADER.pack(b"npwr", 1, ANSWER, 0, 0, 0, 0, len(path)) + path)
 
 
 @given(calls, st.data())
@@ -86,7 +110,7 @@ def test_mutated_responses_are_refused_or_read_but_never_crash(answer: Answer, d
     frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
     try:
         response = read_response(bytes(frame))
-    except Error:
+    except ValueError:
         return
     assert isinstance(response, (Answer, LastWords))
 
@@ -179,7 +203,13 @@ def test_a_call_that_does_not_fit_is_refused_before_it_is_sent(call: Call) -> No
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer(code=256), Answer(code=-9), Answer(code=0, stdout=bytes(8 * 1024 * 1024 + 1))]
+    "answer",
+    [
+        Answer(code=256),
+        Answer(code=-9),
+        Answer(code=0, stdout=bytes(8 * 1024 * 1024 + 1)),
+        Answer(code=0, mounted="/" * 4097),
+    ],
 )
 def test_an_answer_that_does_not_fit_is_refused_before_it_is_sent(answer: Answer) -> None:
     with pytest.raises(Malformed):
@@ -205,3 +235,29 @@ def test_the_example_in_the_documentation_is_what_we_send() -> None:
         encode_last_words(LastWords(answer=Answer(code=11, stderr=b"later\n"), yourself=True)),
         encode_answer(Answer(code=0, stdout=b"{}\n")),
     ]
+
+
+@pytest.mark.parametrize("kind", [LAST_WORDS, ANSWER])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_launcher_has_the_limits_of_the_wire(kind: int, part: int) -> None:
+    lengths = [0, 0, 0]
+    lengths[part] = LIMITS[kind][part] + 1
+    with pytest.raises(ValueError, match="more than may be said"):
+        launcher.take_reply(HEADER.pack(b"npwr", 1, kind, 0, 1, *lengths))
+    assert LIMITS[REQUEST] == launcher._REQUEST_MOST
+
+
+def test_a_launchers_request_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posix.environ", {b"A": b"1=2", b"B": b"", b"": b"no name"})
+    frame = launcher.request(["bridge", "-x", "two words"], b"{}", flags=1, seconds=2)
+    request = read_request(frame, 7)
+    assert request.call == Call(
+        contract="cni",
+        name="bridge",
+        argv=("-x", "two words"),
+        env={"A": "1=2", "B": ""},
+        stdin=b"{}",
+        files={"netns": 7},
+    )
+    assert request.patience == 2
+    assert launcher.request(["bridge"], bytes(LIMITS[REQUEST][2] + 1), flags=0, seconds=2) == b""

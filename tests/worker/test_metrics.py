@@ -8,7 +8,7 @@ import re
 import socket
 from pathlib import Path
 
-from nodeplug.worker.settings import CollectSettings, HealthSettings, LogSettings, WorkerSettings
+from nodeplug.worker.settings import ChoresSettings, CollectSettings, HealthSettings, LogSettings, WorkerSettings
 from tests.child import run, until
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -51,6 +51,7 @@ def test_calls_are_counted_by_their_outcome_and_refusals_by_their_reason(ledger:
     pages = node.directory / "health.sock"
     node.configure(f'[worker.health]\nlisten = "{pages}"')
     node.start()
+    until(pages.exists, "its pages are served")  # which come after its sockets
     pod = ledger.netns()
     node.call("ADD", LOOPBACK, pod).ok()
     assert node.call("ADD", {**LOOPBACK, "cniVersion": "9.9.9"}, pod).code == 1
@@ -63,6 +64,7 @@ def test_calls_are_counted_by_their_outcome_and_refusals_by_their_reason(ledger:
             assert nonsense.recv(1) == b""
         except ConnectionResetError:
             pass
+    until(pages.exists, "the pages are served")
     until(lambda: value(fetch(pages, "/metrics")[1], "nodeplug_worker_refused_total", why="malformed") == 1, "counted")
     page = fetch(pages, "/metrics")[1]
     for outcome in ("ok", "error", "foreign"):
@@ -111,7 +113,7 @@ def test_the_page_has_every_setting() -> None:
         if line.startswith("| `")
         for name in re.findall(r"`([a-z._]+)`", line.split("|")[1])
     }
-    parts = {"health": HealthSettings, "log": LogSettings, "collect": CollectSettings}
+    parts = {"health": HealthSettings, "log": LogSettings, "collect": CollectSettings, "chores": ChoresSettings}
     wanted = {name for name in WorkerSettings._keys if name not in parts}
     wanted |= {f"{part}.{name}" for part, settings in parts.items() for name in settings._keys}
     assert told == wanted

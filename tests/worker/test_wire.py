@@ -27,7 +27,7 @@ from nodeplug.worker.frames import (
     encode_last_words,
     encode_request,
 )
-from nodeplug.worker.wire import Fallback, Gone, ask, receive, send_answer, send_last_words
+from nodeplug.worker.wire import Fallback, Gone, Incoming, ask, receive, send_answer, send_last_words
 from tests.child import until
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -75,6 +75,15 @@ def says(*frames: bytes, pause: float = 0.0) -> Serve:
 
 def words(*, yourself: bool) -> LastWords:
     return LastWords(answer=LATER, yourself=yourself)
+
+
+def test_an_answer_that_names_a_mount_point_holds_where_it_is_one(ledger: Ledger) -> None:
+    there, elsewhere = DONE.replace(mounted="/proc"), DONE.replace(mounted="/proc/self")
+    assert ask(worker(ledger, says(encode_answer(there))), CALL, deadline=soon()) == there
+    later = [encode_last_words(words(yourself=False)), encode_answer(elsewhere)]
+    assert ask(worker(ledger, says(*later)), CALL, deadline=soon()) == LATER
+    outcome = ask(worker(ledger, says(encode_answer(elsewhere))), CALL, deadline=soon())
+    assert isinstance(outcome, Fallback) and "/proc/self is not to be seen here" in outcome.reason
 
 
 def pair(ledger: Ledger) -> tuple[socket.socket, socket.socket]:
@@ -374,10 +383,12 @@ def test_descriptors_that_come_later_are_not_taken(ledger: Ledger) -> None:
     ours, theirs = pair(ledger)
     before = descriptors_in_use()
     data = encode_request(CALL, patience=1)
+    incoming = Incoming(ours, contract="cni")  # type: ignore[arg-type]  # socket's own kind
     theirs.sendall(data[: HEADER.size])
+    assert incoming.read() is None
     send_with(theirs, data[HEADER.size :], 2)
     with pytest.raises(Malformed, match="0 descriptors"):
-        take(ours)
+        incoming.read()
     theirs.close()
     assert descriptors_in_use() == before - 1
 

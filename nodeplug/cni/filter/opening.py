@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import errno
 
-from nodeplug.cni.filter import gates
+from nodeplug.cni.filter import gates, iptables
 from nodeplug.cni.filter.gates import ADMIN, CHAIN, IPTABLES_LEGACY, NFT
 from nodeplug.cni.filter.passage import MARK, has_mark
-from nodeplug.core import child
-from nodeplug.core.errors import Error, NotFound, TryAgain, Unavailable
+from nodeplug.core.errors import Error, TryAgain
 from nodeplug.kernel.netlink import NetlinkError
 from nodeplug.kernel.nft import expressions as x
 from nodeplug.kernel.nft import messages
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
 
 COMMENT = "nodeplug: what pods send and get"
 
-_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-_WAIT = 10  # seconds for the lock of iptables-legacy
-_TIMEOUT = 20.0
-_BUSY = 4  # the exit status of iptables that did not get its lock
 _NUMBERS = {4: IPV4, 6: IPV6, 0: INET}
 
 
@@ -64,7 +59,7 @@ def _open(netlink: Netlink, gate: Gate, admin: str) -> str:
     if gate.backend == NFT:
         return _insert(netlink, gate)
     try:
-        _restore(gate, script(gate, admin))
+        iptables.restore(_kind(gate), gate.family, script(gate, admin))
     except TryAgain:
         raise
     except Error as error:
@@ -91,42 +86,19 @@ def script(gate: Gate, admin: str) -> str:
     return "\n".join((*lines, "COMMIT", ""))
 
 
-def _restore(gate: Gate, text: str) -> None:
-    """Raises `TryAgain`, `NotFound` where there is no such program, `Unavailable` with its complaint."""
-    program = _program(gate)
-    command = [program, "--noflush", f"--wait={_WAIT}"]
-    done = child.run(command, env=_ENV, stdin=text.encode(), timeout=_TIMEOUT)
-    said = done.stderr.decode("utf-8", "replace").strip()[:500]
-    if done.code == _BUSY:
-        raise TryAgain(f"{program} did not get the lock of iptables in {_WAIT} s: {said}")
-    if done.code != 0:
-        raise Unavailable(f"{program} ended with {done.code}: {said}")
-
-
-def _program(gate: Gate) -> str:
-    """iptables-restore of the kind that the chain is of. Raises `NotFound`."""
-    stem = "ip6tables" if gate.family == 6 else "iptables"
-    kind = "legacy" if gate.backend == IPTABLES_LEGACY else "nft"
-    for name in (f"{stem}-{kind}-restore", f"{stem}-restore"):
-        try:
-            version = child.run([name, "--version"], env=_ENV, timeout=_TIMEOUT)
-        except NotFound:
-            continue
-        # "iptables-restore v1.8.9 (nf_tables)"; before 1.8 there was the legacy kind alone.
-        if version.code == 0 and (b"nf_tables" in version.stdout) == (kind == "nft"):
-            return name
-    raise NotFound(f"there is no {stem}-restore for {gate}", hint="install iptables")
-
-
 def lacking(gate: Gate) -> str:
     """What is missing on the node for opening the gate; empty when nothing is. nf_tables itself is always there."""
     if gate.backend != IPTABLES_LEGACY:
         return ""
     try:
-        _program(gate)
+        iptables.program(_kind(gate), gate.family, "restore")
     except Error as error:
         return str(error)
     return ""
+
+
+def _kind(gate: Gate) -> str:
+    return iptables.LEGACY if gate.backend == IPTABLES_LEGACY else iptables.NFT
 
 
 def _insert(netlink: Netlink, gate: Gate) -> str:

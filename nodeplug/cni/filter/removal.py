@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nodeplug.cni.filter.plan import Entry
     from nodeplug.kernel.netlink import Netlink
 
-_ATTEMPTS = 8
+ATTEMPTS = 8
 
 
 def delete_owned(netlink: Netlink, identity: str, entries: Iterable[Entry]) -> int:
@@ -40,7 +40,7 @@ def delete_owned(netlink: Netlink, identity: str, entries: Iterable[Entry]) -> i
 
 def delete(netlink: Netlink, wanted: list[tuple[str, bytes]]) -> int:
     """Delete these (set, key) in one transaction, sent again without those that were gone; returns how many."""
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         change = [message for name, key in wanted for message in elements.delete_elements(INET, TABLE, name, [key])]
         refused = messages.attempt(netlink, change)
         for error in refused:

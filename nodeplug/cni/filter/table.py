@@ -74,6 +74,7 @@ class Table:
         self._index = index
         self._claims = Claims(index)
         self._warn = warn
+        self._restored: list[Holding] = []
 
     def add(self, owner: Owner, share: Share) -> None:
         """Put the share into effect, in place of what that part of the attachment had.
@@ -81,6 +82,17 @@ class Table:
         Raises `Refused` when another attachment has one of its host ports.
         """
         holding = Holding(owner=owner, share=share)
+        try:
+            self._put(holding)
+        finally:
+            self._take_back_removed()
+        if share.claims:
+            from nodeplug.cni.filter import flows
+
+            self._flows(flows.arrived, share)
+
+    def _put(self, holding: Holding) -> None:
+        share = holding.share
         with _Named("cannot add to"), self._index.attachment(holding.identity):
             before = self._index.read(holding.identity, share.part)
             with self._index.contended(holding.locks | (before.locks if before else frozenset())):
@@ -96,10 +108,6 @@ class Table:
                 except BaseException as error:
                     self._undo(holding, error)
                     raise
-        if share.claims:
-            from nodeplug.cni.filter import flows
-
-            self._flows(flows.arrived, share)
 
     def remove(self, attachment: Attachment, part: str) -> bool:
         """Take the share out of effect; False when the attachment has none of that part."""
@@ -138,6 +146,7 @@ class Table:
         with _Named("cannot restore"):
             held = self._restore(whole=True)
             live = [holding for holding in self._index.holdings() if not holding.owner.gone()]
+        self._take_back_removed()
         families = {
             subnet.net.family for holding in live for subnet in holding.share.subnets if subnet.kind == layout.FORWARD
         }
@@ -188,6 +197,7 @@ class Table:
                     f"the chain {layout.RAW} of the nft table inet {TABLE} was damaged; the table was made again"
                 )
                 self._restore(whole=True)
+        self._take_back_removed()
 
     def warn_of_forwarding(self, share: Share) -> None:
         """Warn where the host's own policy would drop what the share translates."""
@@ -236,7 +246,7 @@ class Table:
             deletes = [*replaced.values()]
             adds = [*wanted.values()]
             change = [message for entry in deletes for message in _delete(entry)]
-            change += [message for entry in adds for message in _add(entry, holding.comment, exclusive=True)]
+            change += [message for entry in adds for message in add_entry(entry, holding.comment, exclusive=True)]
             refused = messages.attempt(self._netlink, change)
             if not refused:
                 return
@@ -267,7 +277,7 @@ class Table:
         (found,) = elements.get_elements(self._netlink, INET, [(TABLE, entry.set, entry.key)])
         if found is None:
             return
-        if found == _element(entry, holding.comment):
+        if found == element(entry, holding.comment):
             del wanted[(entry.set, entry.key)]
             return
         replaced[(entry.set, entry.key)] = entry
@@ -305,72 +315,57 @@ class Table:
         except OSError as error:
             self._warn(f"flows tracked before this change were not forgotten: {error}")
 
+    def _take_back_removed(self) -> None:
+        """What was removed while the table was restored may be back by that, and its file is gone.
+
+        A removal takes the elements first and the file last, and holds its attachment all the while: whoever has that
+        after the restoration sees which it was. So no other attachment may be held here.
+        """
+        restored, self._restored = self._restored, []
+        for holding in restored:
+            try:
+                with _Named("cannot clean"), self._index.attachment(holding.identity):
+                    if not self._index.has(holding.identity, holding.share.part):
+                        delete_owned(self._netlink, holding.identity, holding.share.entries)
+            except Error as error:
+                self._warn(f"what {holding.owner.attachment} had may be left for GC: {error}")
+
     def _restore(self, *, whole: bool = False) -> int:
         """Make what is missing, or everything, with the elements of all attachments that live.
 
         Bound to the state of the ruleset that was looked at: if any transaction came between, it looks again. So what
         another call adds meanwhile is either on disk already or goes into the restored table.
         """
+        from nodeplug.cni.filter import restoring
+
         for _ in range(_RESTORE_ATTEMPTS):
             generation = messages.generation(self._netlink)
             present = {found.name for found in messages.sets(self._netlink, INET, TABLE)}
             everything = whole or not present >= layout.SETS
             live = [holding for holding in self._index.holdings() if not holding.owner.gone()]
-            change = self._restoring(live, frozenset() if everything else present)
+            change = restoring.messages_for(live, frozenset() if everything else present)
             try:
                 messages.commit(self._netlink, change, generation=generation)
             except NetlinkError as error:
                 if error.errno == errno.ERESTART:
                     continue
                 raise
+            self._restored += live
             if everything:
-                self._restore_conditions(live)
+                restoring.conditions(self._netlink, live, self._warn)
             return len(live)
         raise TryAgain(f"the nft ruleset kept changing while the table inet {TABLE} was restored")
 
-    def _restoring(self, live: list[Holding], present: frozenset[str] | set[str]) -> list[Message]:
-        """The transaction that makes what is not `present`; all of the table when nothing is."""
-        change: list[Message] = []
-        names: set[str] = set()
-        if not present:
-            # The idiom of nft scripts: a table that is added first can be deleted whether it was there or not.
-            change = [messages.add_table(INET, TABLE), messages.delete_table(INET, TABLE), *layout.table()]
-            names |= layout.SETS
-        for subnet in dict.fromkeys(subnet for holding in live for subnet in holding.share.subnets):
-            if subnet.set_name not in present:
-                change += layout.subnet(subnet)
-                names.update(subnet.set_names)
-        found: dict[str, dict[bytes, Element]] = {}
-        for holding in live:
-            for entry in holding.share.entries:
-                if entry.set in names and not entry.chain:
-                    found.setdefault(entry.set, {})[entry.key] = _element(entry, holding.comment)
-        for name, held in found.items():
-            change += elements.add_elements(INET, TABLE, name, held.values())
-        return change
 
-    def _restore_conditions(self, live: Iterable[Holding]) -> None:
-        for holding in live:
-            if not holding.share.conditions:
-                continue
-            from nodeplug.cni.filter import conditions
-
-            try:
-                conditions.compile_chain(holding)
-            except Error as error:
-                self._warn(f"the conditions of {holding.owner.attachment} could not be restored: {error}")
-                continue
-            conditional = [entry for entry in holding.share.entries if entry.chain]
-            messages.commit(self._netlink, [m for entry in conditional for m in _add(entry, holding.comment)])
-
-
-def _element(entry: Entry, comment: str) -> Element:
+def element(entry: Entry, comment: str) -> Element:
+    """An entry as the kernel has it."""
     verdict = (JUMP, entry.chain) if entry.chain else None
     return Element(key=entry.key, data=entry.data, verdict=verdict, comment=comment)
 
 
-def _add(entry: Entry, comment: str, *, exclusive: bool = False) -> list[Message]:
-    return elements.add_elements(INET, TABLE, entry.set, [_element(entry, comment)], exclusive=exclusive)
+def add_entry(entry: Entry, comment: str, *, exclusive: bool = False) -> list[Message]:
+    """What adds an entry; with `exclusive` EEXIST where one of that key is."""
+    return elements.add_elements(INET, TABLE, entry.set, [element(entry, comment)], exclusive=exclusive)
 
 
 def _delete(entry: Entry) -> list[Message]:

@@ -6,12 +6,9 @@ The verbs; what they are told is in `settings`, the rules of ranges in `ranges`,
 
 from __future__ import annotations
 
-import os
-
 from nodeplug.cni.contract import Dns, IpConfig, Plugin, Result
 from nodeplug.cni.ipam.settings import HostLocalConf, data_dir, settings
 from nodeplug.cni.ipam.store import Leases, directory_of, holder_of
-from nodeplug.core import errors
 from nodeplug.core.errors import ConfigInvalid, Error, NotFound, Refused, TryAgain, Unavailable
 from nodeplug.core.inet import Ip, Net
 from nodeplug.core.steps import Steps
@@ -107,8 +104,10 @@ class HostLocal(Plugin):
 
     def status(self, request: StatusRequest) -> None:
         """The files an ADD needs can be written and read; with statusOnExhaustion, there is an address left too."""
+        from nodeplug.cni.ipam.room import expect_room
+
         told = settings(request)
-        _expect_room(directory_of(told.data_dir, request.network))
+        expect_room(directory_of(told.data_dir, request.network), hint="mend it, or name another ipam.dataDir")
         _dns(told)
         if told.status_on_exhaustion:
             _expect_free(told, request.network)
@@ -206,23 +205,6 @@ def _dns(told: Settings) -> Dns:
     from nodeplug.cni.ipam import resolvconf
 
     return resolvconf.read(told.resolv_conf)
-
-
-def _expect_room(directory: str) -> None:
-    """Raise `Unavailable` when no lease can be written at `directory`, or where it would have to be made."""
-    place = directory
-    while not os.path.lexists(place) and place != "/":
-        place = os.path.dirname(place)
-    hint = "ADD keeps its leases there; mend it, or name another ipam.dataDir"
-    if not os.path.isdir(place):
-        raise Unavailable(f"{place} is no directory", hint=hint)
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise Unavailable(f"{place} cannot be written", hint=hint)
-    with errors.doing(f"cannot look at the file system of {place}"):
-        found = os.statvfs(place)
-    # A file system that counts no inodes (btrfs) says 0 of 0.
-    if found.f_bfree == 0 or (found.f_files and found.f_ffree == 0):
-        raise Unavailable(f"the file system of {place} is full", hint=hint)
 
 
 def _expect_free(told: Settings, network: str) -> None:

@@ -6,7 +6,7 @@ address from being freed. Used by `host_local`; no I/O.
 
 from __future__ import annotations
 
-from nodeplug.cni.contract import NetConf, Route, ip_or_none
+from nodeplug.cni.contract import NetConf, Route, ip_or_none, recalled
 from nodeplug.cni.ipam.ranges import RangeConf, resolve
 from nodeplug.core import document
 from nodeplug.core.document import absolute_path, anything, array, boolean, expects, nested, net
@@ -113,15 +113,25 @@ class Settings(Record):
     routes: tuple[Route, ...]
     resolv_conf: str
     status_on_exhaustion: bool
+    idle_keys: bool
+    """Whether it has some that mean nothing, because they belong to one that is not set."""
 
 
 def data_dir(request: Request) -> str:
     """Where the leases are. Raises `ConfigInvalid`."""
-    return _decode(_StoreDocument, request).ipam.data_dir
+    return recalled(request.raw, StoreKeys, lambda: _decode(_StoreDocument, request).ipam.data_dir)
 
 
 def settings(request: Request) -> Settings:
     """All that the request says; no range sets where it names none. Raises `ConfigInvalid` with every problem."""
+    told = recalled(request.raw, Settings, lambda: _of_document(request))
+    if told.idle_keys:
+        request.warn("ipam.rangeStart, rangeEnd and gateway are ignored: they belong to ipam.subnet, which is not set")
+    asked = _of_variable(request)
+    return told.replace(requested=tuple(dict.fromkeys((*asked, *told.requested)))) if asked else told
+
+
+def _of_document(request: Request) -> Settings:
     found = _decode(_Document, request)
     ipam = found.ipam
     given = [(f"$.runtimeConfig.ipRanges[{n}]", members) for n, members in enumerate(found.runtime.ip_ranges)]
@@ -130,16 +140,15 @@ def settings(request: Request) -> Settings:
             subnet=ipam.subnet, range_start=ipam.range_start, range_end=ipam.range_end, gateway=ipam.gateway
         )
         given.append(("$.ipam", (old,)))
-    elif ipam.range_start or ipam.range_end or ipam.gateway:
-        request.warn("ipam.rangeStart, rangeEnd and gateway are ignored: they belong to ipam.subnet, which is not set")
     given += [(f"$.ipam.ranges[{n}]", members) for n, members in enumerate(ipam.ranges)]
     return Settings(
         data_dir=ipam.data_dir,
         sets=resolve([(path, _with_paths(path, members)) for path, members in given], request.version),
-        requested=tuple(dict.fromkeys((*_of_variable(request), *found.arguments.cni.ips, *found.runtime.ips))),
+        requested=tuple(dict.fromkeys((*found.arguments.cni.ips, *found.runtime.ips))),
         routes=ipam.routes,
         resolv_conf=ipam.resolv_conf,
         status_on_exhaustion=ipam.status_on_exhaustion,
+        idle_keys=ipam.subnet is None and bool(ipam.range_start or ipam.range_end or ipam.gateway),
     )
 
 

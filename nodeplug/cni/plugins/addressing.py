@@ -1,4 +1,4 @@
-"""The pod's end of an attachment: its settings, addresses and routes, as a result says.
+"""The pod's end of an attachment: asking for its addresses; its settings, addresses and routes, as a result says.
 
 Shared by the plugins that put a link into a pod. All goes through one socket of the pod's namespace, in one send; the
 thread is inside only for the settings under /proc/sys.
@@ -6,6 +6,7 @@ thread is inside only for the settings under /proc/sys.
 
 from __future__ import annotations
 
+from nodeplug.cni.contract import Result
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.core.errors import ConfigInvalid, Refused, Unavailable, doing
 from nodeplug.core.inet import Ip
@@ -15,45 +16,99 @@ from nodeplug.kernel.rtnl import addresses, links, routes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from nodeplug.cni.contract import IpConfig, Result, Route
+    from nodeplug.cni.contract import AddRequest, IpConfig, Request, Route
+    from nodeplug.core.inet import Net
+    from nodeplug.core.undo import Undo
     from nodeplug.kernel.netlink import Message, Netlink
     from nodeplug.kernel.netns import Netns
-    from nodeplug.kernel.rtnl.links import Link
 
 _SETTLE = 5.0
 """Seconds for duplicate address detection, which takes one or two."""
 
+_LEAST_MTU_OF_IPV6 = 1280
 
-def configure(pod: Netlink, netns: Netns, index: int, ifname: str, result: Result, *, detect_duplicates: bool) -> Link:
-    """Give the pod's link `index` the addresses and routes of `result`, and set it up; the link as it is then.
 
-    Addresses without an interface are passed over; one of another interface than `ifname` is `ConfigInvalid`. Without
-    `detect_duplicates` IPv6 addresses can be used at once; with it they are waited for, and `Refused` is raised for one
-    that somebody else has.
+def require_manager(request: Request) -> None:
+    """Raise `ConfigInvalid` where the configuration names no address manager, for a plugin that needs one."""
+    if request.ipam is None:
+        raise ConfigInvalid(
+            "the network configuration is not valid",
+            problems=[("$.ipam.type", "required, but missing: this interface is of no use without addresses")],
+        )
+
+
+def ask(request: AddRequest, undo: Undo, disconnect: Callable[[], object]) -> Result:
+    """What the address manager says; nothing for a network without one. `disconnect` takes the pod's link away.
+
+    `undo` has the address released, once the link is gone: nobody gets one that is still in use.
+    """
+    if request.ipam is None:
+        return Result()
+    # Also when the address manager fails: one that was killed half-way has not undone what it did (CNI specification,
+    # section 4).
+    undo.push(request.ipam.delete)
+    undo.push(disconnect)
+    undo.push(request.ipam.leave)
+    given = request.ipam.add()
+    if not given.ips:
+        raise Refused("IPAM plugin returned missing IP config", hint="the address manager answered without an address")
+    return given
+
+
+def check_mtu(net: Net, mtu: int) -> None:
+    """Raise `ConfigInvalid` for an address that a link with that MTU (0: the kernel's choice) cannot have."""
+    if net.family == 6 and 0 < mtu < _LEAST_MTU_OF_IPV6:
+        raise ConfigInvalid(
+            f"IPv6 needs an MTU of {_LEAST_MTU_OF_IPV6} or more, and address {net} is to have {mtu}",
+            hint='mend "mtu", or give no IPv6 addresses',
+        )
+
+
+def configure(
+    pod: Netlink,
+    netns: Netns,
+    index: int,
+    ifname: str,
+    result: Result,
+    *,
+    detect_duplicates: bool,
+    also: Sequence[Message] = (),
+) -> list[bytes | None]:
+    """Give the pod's link `index` the addresses and routes of `result`, and set it up.
+
+    Returns the answers to `also`, which is sent with it. Addresses without an interface are passed over; one of another
+    interface than `ifname` is `ConfigInvalid`. Without `detect_duplicates` IPv6 addresses can be used at once; with it
+    they are waited for, and `Refused` is raised for one that somebody else has.
     """
     ours = _addresses_of(ifname, result)
     families = {ip.address.family for ip in ours}
     with doing(f"cannot configure {ifname} in {netns.path}", hints=HINTS):
         prepare(netns, ifname, families, detect_duplicates=detect_duplicates)
         messages = [addresses.add(_address(index, ip, nodad=not detect_duplicates)) for ip in ours]
-        messages.append(links.set(index, up=True))
+        messages += set_up(index, families)
         messages += route_messages(index, result.routes, ours)
-        *_, answer = pod.request(*messages, links.query(index))
-        link = links.parse(answer or b"")
+        answers = pod.request(*messages, *also)
     if detect_duplicates and 6 in families:
-        _settle(pod, link)
-    return link
+        _settle(pod, index, ifname)
+    return answers[len(messages) :]
 
 
 def prepare(netns: Netns, ifname: str, families: set[int], *, detect_duplicates: bool) -> None:
-    """The settings of the pod's link, and of lo, that its addresses need."""
-    with namespaces.entered(netns):
-        if 4 in families:
-            sysctl.prefer("1", "net", "ipv4", "conf", ifname, "arp_notify")
-        if 6 in families:
+    """The settings of the pod's link, and of lo, that IPv6 addresses need."""
+    if 6 in families:
+        with namespaces.entered(netns):
             _prepare_v6(ifname, detect_duplicates)
+
+
+def set_up(index: int, families: set[int]) -> list[Message]:
+    """Set the pod's link up; its neighbours are told of its addresses then, and whenever its MAC address changes.
+
+    In two messages: in one, arp_notify would come last, and the neighbours of a macvlan hear nothing.
+    """
+    notify = [links.set(index, arp_notify=True)] if 4 in families else []
+    return [*notify, links.set(index, up=True)]
 
 
 def _prepare_v6(ifname: str, detect_duplicates: bool) -> None:
@@ -74,13 +129,13 @@ def _prepare_v6(ifname: str, detect_duplicates: bool) -> None:
         sysctl.prefer("1", *conf, ifname, "enhanced_dad")
 
 
-def announce(pod: Netlink, link: Link) -> None:
+def announce(pod: Netlink, index: int, mac: bytes) -> None:
     """Let the neighbours know the link's addresses: some may still have those of a pod that is gone.
 
     Setting the MAC address that it has makes the kernel send what arp_notify and ndisc_notify ask for. What it sent
     when the link came up was lost: the port was not forwarding yet.
     """
-    pod.request(links.set(link.index, mac=link.mac))
+    pod.request(links.set(index, mac=mac))
 
 
 def route_messages(index: int, wanted: Iterable[Route], ours: list[IpConfig]) -> list[Message]:
@@ -141,12 +196,12 @@ def _address(index: int, ip: IpConfig, *, nodad: bool) -> addresses.Address:
     )
 
 
-def _settle(pod: Netlink, link: Link) -> None:
+def _settle(pod: Netlink, index: int, name: str) -> None:
     """Wait until the kernel knows that nobody else has the link's IPv6 addresses."""
     from nodeplug.kernel.rtnl import watch
 
-    with doing(f"duplicate address detection of {link.name}"):
-        found = watch.wait_for_addresses(pod, link.index, timeout=_SETTLE)
+    with doing(f"duplicate address detection of {name}"):
+        found = watch.wait_for_addresses(pod, index, timeout=_SETTLE)
     taken = [str(Ip(packed=address.ip)) for address in found if address.flags & addresses.DADFAILED]
     if taken:
         raise Refused(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from nodeplug.kernel.rtnl.links import Link
 
 KIND = "veth"
+LINKS = "links"
+"""What making and deleting them is called where calls take turns (`core.company`): the kernel does one at a time."""
 HINTS = {
     errno.EPERM: "it needs CAP_NET_ADMIN in the namespaces of the host and of the pod",
     errno.EACCES: "it needs CAP_NET_ADMIN in the namespaces of the host and of the pod",
@@ -30,12 +32,12 @@ HINTS = {
 
 _UNFINISHED = "unfinished "
 _TOGETHER = 64
-_LONGEST_ALIAS = 255  # the kernel's IFALIASZ less one
+_LONGEST_LABEL = 255 - len(_UNFINISHED)  # the kernel's IFALIASZ less one
 
 
 def label(attachment: Attachment, *, finished: bool) -> str:
     """The alias. Until ADD is done it says so, by which the leftover of a killed one is told from what is in use."""
-    return ("" if finished else _UNFINISHED) + str(attachment)[: _LONGEST_ALIAS - len(_UNFINISHED)]
+    return ("" if finished else _UNFINISHED) + str(attachment)[:_LONGEST_LABEL]
 
 
 def labelled(which: str, attachment: Attachment, *, finished: bool) -> Message:
@@ -43,16 +45,22 @@ def labelled(which: str, attachment: Attachment, *, finished: bool) -> Message:
     return links.set(which, alias=label(attachment, finished=finished))
 
 
+def parse_label(alias: str) -> Attachment | None:
+    """Whom a label names; None for what is no label of ours, or had to be cut."""
+    said = alias.removeprefix(_UNFINISHED)
+    parts = said.split("/")
+    if len(parts) != 3 or len(said) >= _LONGEST_LABEL:
+        return None
+    return Attachment(network=parts[0], container=parts[1], ifname=parts[2])
+
+
 def owner(link: Link) -> Attachment | None:
     """Whose end it is; None for a link that is no plugin's of ours, or whose label had to be cut.
 
     Believed only where the name is the identity of what the label says.
     """
-    parts = link.alias.removeprefix(_UNFINISHED).split("/")
-    if link.kind != KIND or len(parts) != 3:
-        return None
-    found = Attachment(network=parts[0], container=parts[1], ifname=parts[2])
-    return found if found.identity == link.name else None
+    found = parse_label(link.alias) if link.kind == KIND else None
+    return found if found is not None and found.identity == link.name else None
 
 
 def is_leftover(link: Link | None, attachment: Attachment) -> bool:
@@ -82,11 +90,17 @@ def remove(route: Netlink, which: int | str) -> bool:
     """Delete a link, and with it the other end of a veth; False when it was not there."""
     with doing(f"cannot delete link {which}", hints=HINTS):
         if route.netns is not None:
-            (outcome,) = deletes.delete([(route, which)])
+            with company.present().waiting():
+                (outcome,) = _delete([(route, which)])
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
-        return company.present().together(deletes.delete, (route, which))
+        return company.present().together(_delete, (route, which))
+
+
+def _delete(wanted: list[tuple[Netlink, int | str]]) -> list[bool | Exception]:
+    with company.present().by_turns(LINKS):
+        return deletes.delete(wanted)
 
 
 def remove_stale(network: str, valid: Collection[Attachment]) -> None:
@@ -96,7 +110,7 @@ def remove_stale(network: str, valid: Collection[Attachment]) -> None:
         stale = [link for link, whose in found if whose is not None and whose.network == network and whose not in valid]
         failures: list[Exception] = []
         for start in range(0, len(stale), _TOGETHER):
-            outcomes = deletes.delete([(route, link.index) for link in stale[start : start + _TOGETHER]])
+            outcomes = _delete([(route, link.index) for link in stale[start : start + _TOGETHER]])
             failures += [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         for failure in failures:
             raise failure

@@ -26,6 +26,12 @@ def link_name(value: Any, at: Place) -> str:
     return str(value)
 
 
+@expects("the name of a link, or nothing")
+def optional_link_name(value: Any, at: Place) -> str:
+    """The empty string says nothing."""
+    return "" if value == "" else link_name(value, at)
+
+
 @expects("0 for the kernel's default, or bytes from 68 to 65535")
 def mtu(value: Any, at: Place) -> int:
     """The kernel's own bounds for veths and bridges, which it words as "Invalid argument"."""

@@ -7,16 +7,20 @@ checked as the reference plugin checks them. Masquerading needs no packet mark t
 
 from __future__ import annotations
 
+import os
+
 from nodeplug.cni.contract import NetConf, Plugin
 from nodeplug.cni.filter import conditions, plan
 from nodeplug.cni.filter.index import Index, Owner
 from nodeplug.cni.filter.layout import PROTOCOLS
 from nodeplug.cni.filter.plan import PORTS, Mapping
 from nodeplug.cni.filter.table import filtering
+from nodeplug.core import paths
 from nodeplug.core.document import array, boolean, integer, nested, text
 from nodeplug.core.errors import ConfigInvalid, Refused
 from nodeplug.core.inet import Ip
 from nodeplug.core.record import Record, key
+from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
 
 TYPE_CHECKING = False
@@ -99,6 +103,8 @@ class Portmap(Plugin):
             return result
         from nodeplug.cni.filter import reach
 
+        if not os.path.lexists(paths.NO_REFERENCE):
+            _contest(request, result, share)
         with filtering(warn=request.warn) as table, Undo() as undo:
             table.add(Owner.of(request.attachment, request.netns), share)
             undo.push(lambda: table.remove(request.attachment, PORTS))
@@ -109,7 +115,10 @@ class Portmap(Plugin):
 
     def delete(self, request: DelRequest) -> None:
         """By the index alone: the runtime may have lost the ports and the result."""
-        _remove(request)
+        if not _remove(request) and _may_be_references(request):
+            from nodeplug.cni.reference import hostports
+
+            hostports.remove(request.attachment)
 
     def check(self, request: CheckRequest) -> None:
         share = _share(request, request.prev_result)
@@ -117,8 +126,10 @@ class Portmap(Plugin):
             return
         from nodeplug.cni.filter import reach
 
-        with filtering(warn=request.warn) as table:
-            missing = table.missing(request.attachment, share) + reach.closed(request.prev_result, share)
+        missing = None if Index().has(request.attachment.identity, PORTS) else _reference_faults(request, share)
+        if missing is None:
+            with filtering(warn=request.warn) as table:
+                missing = table.missing(request.attachment, share) + reach.closed(request.prev_result, share)
         if missing:
             raise Refused(
                 f"host ports of {request.attachment} are not as ADD left them: {'; '.join(missing)}",
@@ -126,8 +137,12 @@ class Portmap(Plugin):
             )
 
     def gc(self, request: GcRequest) -> None:
-        with filtering(warn=request.warn) as table:
-            table.collect(request.network, request.valid)
+        from nodeplug.cni.reference import hostports
+
+        steps = Steps()
+        steps.run(lambda: _collect(request))
+        steps.run(lambda: hostports.collect(request.network, request.valid))
+        steps.close()
 
     def status(self, request: StatusRequest) -> None:
         _validate(request.config)
@@ -135,10 +150,37 @@ class Portmap(Plugin):
             table.usable()
 
 
-def _remove(request: AttachmentRequest) -> None:
-    if Index().has(request.attachment.identity, PORTS):
-        with filtering(warn=request.warn) as table:
-            table.remove(request.attachment, PORTS)
+def _remove(request: AttachmentRequest) -> bool:
+    """Whether the attachment had any."""
+    if not Index().has(request.attachment.identity, PORTS):
+        return False
+    with filtering(warn=request.warn) as table:
+        table.remove(request.attachment, PORTS)
+    return True
+
+
+def _reference_faults(request: CheckRequest, share: Share) -> list[str] | None:
+    from nodeplug.cni.reference import hostports
+
+    return hostports.faults(share, request.attachment)
+
+
+def _may_be_references(request: AttachmentRequest) -> bool:
+    """Whether an attachment that has nothing of ours may have host ports of the reference plugin's."""
+    return bool(request.config.runtime.port_mappings) or not os.path.lexists(paths.NO_REFERENCE)
+
+
+def _collect(request: GcRequest) -> None:
+    with filtering(warn=request.warn) as table:
+        table.collect(request.network, request.valid)
+
+
+def _contest(request: AddRequest, result: Result, share: Share) -> None:
+    """Have the ports from the reference plugin, whose rules would go on to stand beside ours."""
+    from nodeplug.cni.reference import hostports
+
+    addresses = {ip.address.ip.packed for ip in result.ips}
+    hostports.contest(share.claims, addresses, request.attachment, request.warn)
 
 
 def _share(request: AttachmentRequest, result: Result) -> Share:

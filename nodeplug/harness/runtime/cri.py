@@ -188,10 +188,12 @@ class Cri:
         name: str,
         command: tuple[str, ...] = (),
         devices: Sequence[tuple[str, str, str]] = (),
+        mounts: Mapping[str, Path] | None = None,
     ) -> str:
         """Create and start a container in a pod; returns its id. Without `command` it does as its image says.
 
-        `devices` are (path on the host, path inside, permissions), as a device plugin's allocation has them.
+        `devices` are (path on the host, path inside, permissions), as a device plugin's allocation has them; `mounts`
+        are directories of the host by their path inside, as a kubelet names a pod's volumes.
         """
         config = pb.ContainerConfig(
             metadata=pb.ContainerMetadata(name=name),
@@ -202,6 +204,7 @@ class Cri:
                 pb.Device(host_path=host, container_path=inside, permissions=permissions)
                 for host, inside, permissions in devices
             ],
+            mounts=[pb.Mount(container_path=inside, host_path=str(host)) for inside, host in (mounts or {}).items()],
         )
         create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=config, sandbox_config=spec.message())
         container_id = str(self._call("CreateContainer", create, pb.CreateContainerResponse).container_id)

@@ -70,7 +70,7 @@ def delete_elements(
 def get_elements(netlink: Netlink, family: int, wanted: Iterable[tuple[str, str, bytes]]) -> list[Element | None]:
     """The elements (table, set, key), asked for in one send; None where key, set or table is not there."""
     requests = [
-        message(_GETSETELEM, 0, family, body, "get element", subject(family, table, name))
+        message(_GETSETELEM, 0, family, body, "get element", subject(family, table, name), asks=True)
         for table, name, key in wanted
         for body in _lists(table, name, [nest(1, nest(1, attr(1, key)))], 1)
     ]

@@ -126,7 +126,7 @@ def attempt(netlink: Netlink, messages: Iterable[Message], *, generation: int | 
 
 def generation(netlink: Netlink) -> int:
     """The number of the ruleset's state in this namespace; every transaction makes a new one."""
-    (answer,) = netlink.request(message(_GETGEN, 0, 0, b"", "get generation", ""))
+    (answer,) = netlink.request(message(_GETGEN, 0, 0, b"", "get generation", "", asks=True))
     return read_be32(attrs(answer or b"", 4).get(1))
 
 
@@ -252,7 +252,8 @@ def tables(netlink: Netlink, family: int) -> list[Table]:
 def chain(netlink: Netlink, family: int, table: str, name: str) -> Chain | None:
     """One chain, None when it or its table is not there."""
     body = attr_text(1, table) + attr_text(3, name)
-    answer = _get(netlink, message(_GETCHAIN, 0, family, body, "get chain", subject(family, table, name)))
+    request = message(_GETCHAIN, 0, family, body, "get chain", subject(family, table, name), asks=True)
+    answer = _get(netlink, request)
     return None if answer is None else read_chain(answer)
 
 

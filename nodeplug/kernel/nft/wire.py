@@ -130,9 +130,11 @@ def header(family: int, *, resource: int = 0) -> bytes:
     return bytes((family, 0)) + _BE16.pack(resource)
 
 
-def message(kind: int, flags: int, family: int, body: bytes, call: str, subject: str) -> Message:
-    """One nf_tables message; `call` and `subject` name it in errors."""
-    return Message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, header(family) + body, call, subject)
+def message(
+    kind: int, flags: int, family: int, body: bytes, call: str, subject: object, *, asks: bool = False
+) -> Message:
+    """One nf_tables message; `call` and `subject` name it in errors, `asks` is as `Message` has it."""
+    return Message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, header(family) + body, call, subject, asks=asks)
 
 
 def subject(family: int, *names: str) -> str:

@@ -8,7 +8,7 @@ One rule for all modules here: a function that takes a `Netlink` first does the 
     rules      which table is asked                        watch      wait for a state by events
     bridges    bridges and their ports                     qdiscs     shaping and redirecting
     vlans      VLANs of bridge ports                       deletes    of several links in one go
-    vrfs       and their tables
+    vrfs       and their tables                        uppers     macvlan, ipvlan, vlan: links on another one
 
 A further kind of link is a module that calls `links.add(kind=..., data=...)` and reads `Link.data`.
 """

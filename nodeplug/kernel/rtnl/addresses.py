@@ -62,6 +62,9 @@ class Address(Record):
     priority: int | None = None
     """Metric of the prefix route that the kernel adds; None for its default."""
 
+    def __str__(self) -> str:
+        return f"{inet_ntop(_family(self.ip), self.ip)}/{self.prefix} on link {self.index}"
+
     @property
     def settled(self) -> bool:
         """IPv6: duplicate address detection is over, for good or bad (`flags & DADFAILED`)."""
@@ -93,12 +96,12 @@ def parse(payload: bytes) -> Address:
 def add(address: Address, *, replace: bool = False) -> Message:
     """Give the link an address; EEXIST when it has it, unless `replace`, which changes that one's flags and metric."""
     flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
-    return Message(RTM_NEWADDR, flags, _payload(address, adding=True), "address add", _subject(address))
+    return Message(RTM_NEWADDR, flags, _payload(address, adding=True), "address add", address)
 
 
 def delete(address: Address) -> Message:
     """Take an address from the link; EADDRNOTAVAIL when it has no such one. Its prefix length counts."""
-    return Message(RTM_DELADDR, 0, _payload(address, adding=False), "address delete", _subject(address))
+    return Message(RTM_DELADDR, 0, _payload(address, adding=False), "address delete", address)
 
 
 def dump(route: Netlink, *, index: int = 0, family: int = AF_UNSPEC) -> list[Address]:
@@ -134,7 +137,3 @@ def _family(ip: bytes) -> int:
     if len(ip) == 16:
         return AF_INET6
     raise ValueError(f"an IP address has 4 or 16 bytes, not {len(ip)}")
-
-
-def _subject(address: Address) -> str:
-    return f"{inet_ntop(_family(address.ip), address.ip)}/{address.prefix} on link {address.index}"

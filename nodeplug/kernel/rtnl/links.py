@@ -15,6 +15,8 @@ from nodeplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, NetlinkEr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nodeplug.kernel.netlink import Netlink
     from nodeplug.kernel.netns import Netns
 
@@ -48,6 +50,7 @@ _IFLA_TXQLEN = 13
 _IFLA_OPERSTATE = 16
 _IFLA_LINKINFO = 18
 _IFLA_IFALIAS = 20
+_IFLA_AF_SPEC = 26
 _IFLA_GROUP = 27
 _IFLA_NET_NS_FD = 28
 _IFLA_EXT_MASK = 29
@@ -60,10 +63,14 @@ _INFO_KIND = 1
 _INFO_DATA = 2
 _INFO_SLAVE_KIND = 4
 _INFO_SLAVE_DATA = 5
+_AF_INET = 2
+_IFLA_INET_CONF = 1
+_ARP_NOTIFY = 22
 _SKIP_STATISTICS = attr_u32(_IFLA_EXT_MASK, 8)
 _NAME_BYTES = 15
 
 _IFINFO = struct.Struct("=BxHiII")
+_ATTR = struct.Struct("=HH")
 
 
 class Link(Record):
@@ -107,34 +114,60 @@ class Link(Record):
 
 def parse(payload: bytes) -> Link:
     """The link in the payload of an RTM_NEWLINK or RTM_DELLINK message. Raises ValueError when it holds none."""
-    if len(payload) < _IFINFO.size:
-        raise ValueError(f"a link message of {len(payload)} bytes")
+    end = len(payload)
+    if end < _IFINFO.size:
+        raise ValueError(f"a link message of {end} bytes")
     _family, _type, index, flags, _change = _IFINFO.unpack_from(payload)
-    found = attrs(payload, _IFINFO.size)
-    info = attrs(found.get(_IFLA_LINKINFO, b""))
-    netnsid = found.get(_IFLA_LINK_NETNSID)
-    properties = found.get(_IFLA_PROP_LIST, b"")
-    return Link(
-        index=index,
-        name=text(found.get(_IFLA_IFNAME)),
-        flags=flags,
-        kind=text(info.get(_INFO_KIND)),
-        mtu=number(found.get(_IFLA_MTU)),
-        mac=found.get(_IFLA_ADDRESS, b""),
-        permanent_mac=found.get(_IFLA_PERM_ADDRESS, b""),
-        operstate=number(found.get(_IFLA_OPERSTATE)),
-        master=number(found.get(_IFLA_MASTER)),
-        parent=number(found.get(_IFLA_LINK)),
-        parent_netnsid=None if netnsid is None else int.from_bytes(netnsid, byteorder, signed=True),
-        group=number(found.get(_IFLA_GROUP)),
-        alias=text(found.get(_IFLA_IFALIAS)),
-        altnames=tuple([text(value) for type, value in attr_list(properties) if type == _IFLA_ALT_IFNAME]),
-        txqlen=number(found.get(_IFLA_TXQLEN)),
-        promiscuity=number(found.get(_IFLA_PROMISCUITY)),
-        data=info.get(_INFO_DATA, b""),
-        port_kind=text(info.get(_INFO_SLAVE_KIND)),
-        port_data=info.get(_INFO_SLAVE_DATA, b""),
-    )
+    values: dict[str, object] = {"name": ""}
+    offset = _IFINFO.size
+    # Of some forty attributes a dozen matter: the others are passed over without being taken out.
+    while offset + 4 <= end:
+        length, type = _ATTR.unpack_from(payload, offset)
+        if length < 4 or offset + length > end:
+            break
+        reader = _READERS.get(type & 0x3FFF)
+        if reader is not None:
+            values[reader[0]] = reader[1](payload[offset + 4 : offset + length])
+        offset += (length + 3) & -4
+    values.update(values.pop("", ()))  # type: ignore[call-overload]  # what is nested in one
+    return Link(index=index, flags=flags, **values)  # type: ignore[arg-type]  # as _READERS has them
+
+
+def _info(value: bytes) -> dict[str, object]:
+    found = attrs(value)
+    return {
+        "kind": text(found.get(_INFO_KIND)),
+        "data": found.get(_INFO_DATA, b""),
+        "port_kind": text(found.get(_INFO_SLAVE_KIND)),
+        "port_data": found.get(_INFO_SLAVE_DATA, b""),
+    }
+
+
+def _altnames(value: bytes) -> tuple[str, ...]:
+    return tuple([text(name) for type, name in attr_list(value) if type == _IFLA_ALT_IFNAME])
+
+
+def _signed(value: bytes) -> int:
+    return int.from_bytes(value, byteorder, signed=True)
+
+
+_READERS: dict[int, tuple[str, Callable[[bytes], object]]] = {
+    _IFLA_IFNAME: ("name", text),
+    _IFLA_MTU: ("mtu", number),
+    _IFLA_ADDRESS: ("mac", bytes),
+    _IFLA_PERM_ADDRESS: ("permanent_mac", bytes),
+    _IFLA_OPERSTATE: ("operstate", number),
+    _IFLA_MASTER: ("master", number),
+    _IFLA_LINK: ("parent", number),
+    _IFLA_LINK_NETNSID: ("parent_netnsid", _signed),
+    _IFLA_GROUP: ("group", number),
+    _IFLA_IFALIAS: ("alias", text),
+    _IFLA_PROP_LIST: ("altnames", _altnames),
+    _IFLA_TXQLEN: ("txqlen", number),
+    _IFLA_PROMISCUITY: ("promiscuity", number),
+    _IFLA_LINKINFO: ("", _info),
+}
+"""Which field of `Link` an attribute is, and how it is read; "" for several."""
 
 
 def description(
@@ -228,10 +261,13 @@ def set(
     alias: str | None = None,
     txqlen: int | None = None,
     netns: Netns | None = None,
+    arp_notify: bool | None = None,
 ) -> Message:
     """Change the link of that index or name; `master` 0 takes it out of its master, `netns` moves it there.
 
     With `name` and `netns` in one message it arrives under the new name. `name` needs `which` to be an index.
+    `arp_notify` is net.ipv4.conf.LINK.arp_notify, set behind everything else: /proc/sys keeps the names of all
+    namespaces in one place, and is the slower to find one the more there are.
     """
     if isinstance(which, str) and name is not None:
         raise ValueError(f"link {which}: renaming needs its index, because the message has room for one name")
@@ -250,7 +286,10 @@ def set(
         txqlen=txqlen,
         netns=netns,
     )
-    return Message(RTM_NEWLINK, 0, payload + found_by, "link set", str(which))
+    if arp_notify is not None:
+        conf = nest(_IFLA_INET_CONF, attr_u32(_ARP_NOTIFY, arp_notify))
+        payload += nest(_IFLA_AF_SPEC, nest(_AF_INET, conf))
+    return Message(RTM_NEWLINK, 0, payload + found_by, "link set", which)
 
 
 def change(which: int | str, kind: str, data: bytes, *, port: bool = False) -> Message:
@@ -263,13 +302,13 @@ def change(which: int | str, kind: str, data: bytes, *, port: bool = False) -> M
     )
     call = f"{kind} port set" if port else f"{kind} set"
     payload = _IFINFO.pack(0, 0, index, 0, 0) + found_by + nest(_IFLA_LINKINFO, info)
-    return Message(RTM_NEWLINK, 0, payload, call, str(which))
+    return Message(RTM_NEWLINK, 0, payload, call, which)
 
 
 def delete(which: int | str) -> Message:
     """Delete the link of that index or name; ENODEV when there is none. Deleting one end of a veth takes the other."""
     index, found_by = _selected(which)
-    return Message(RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + found_by, "link delete", str(which))
+    return Message(RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + found_by, "link delete", which)
 
 
 def delete_group(group: int) -> Message:
@@ -287,7 +326,17 @@ def query(which: int | str) -> Message:
     """
     index, found_by = _selected(which)
     payload = _IFINFO.pack(0, 0, index, 0, 0) + found_by + _SKIP_STATISTICS
-    return Message(RTM_GETLINK, 0, payload, "link get", str(which))
+    return Message(RTM_GETLINK, 0, payload, "link get", which, asks=True)
+
+
+def trial(kind: str) -> Message:
+    """Ask for a link of that kind which cannot be: its MAC address has one byte. It is always refused.
+
+    EOPNOTSUPP where the kernel does not know the kind, whose module it looks for first. For kinds of Ethernet, and
+    those that sit on another link.
+    """
+    payload = description(mac=b"\0") + nest(_IFLA_LINKINFO, attr_text(_INFO_KIND, kind))
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"{kind} trial", kind)
 
 
 def find(route: Netlink, which: int | str) -> Link | None:

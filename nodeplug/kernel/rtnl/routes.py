@@ -45,6 +45,7 @@ RTM_NEWROUTE = 24
 RTM_DELROUTE = 25
 _RTM_GETROUTE = 26
 _RTM_F_LOOKUP_TABLE = 0x1000
+_RTM_F_FIB_MATCH = 0x2000
 _RTA_DST = 1
 _RTA_SRC = 2
 _RTA_OIF = 4
@@ -105,6 +106,11 @@ class Route(Record):
     """Bytes; 0 for what the MTU gives."""
     nexthops: tuple[Nexthop, ...] = ()
 
+    def __str__(self) -> str:
+        via = f" via {inet_ntop(_family(self.gateway), self.gateway)}" if self.gateway else ""
+        by = f" by link {self.oif}" if self.oif else ""
+        return f"{inet_ntop(_family(self.dst), self.dst)}/{self.prefix}{via}{by}"
+
 
 def parse(payload: bytes) -> Route:
     """The route in the payload of an RTM_NEWROUTE or RTM_DELROUTE message. Raises ValueError when it holds none."""
@@ -142,14 +148,14 @@ def add(route: Route, *, replace: bool = False, append: bool = False) -> Message
         direct = route.gateway is None and not route.nexthops and route.type == UNICAST
         scope = SCOPE_LINK if direct else SCOPE_HOST if route.type == LOCAL else SCOPE_UNIVERSE
     payload = _payload(route, scope=scope, type=route.type, protocol=route.protocol)
-    return Message(RTM_NEWROUTE, flags, payload, "route add", _subject(route))
+    return Message(RTM_NEWROUTE, flags, payload, "route add", route)
 
 
 def delete(route: Route) -> Message:
     """Delete the route with this destination, table, and (where given) metric, link, gateway, scope; ESRCH for none."""
     scope = SCOPE_NOWHERE if route.scope is None else route.scope
     payload = _payload(route.replace(mtu=0, advmss=0), scope=scope, type=0, protocol=0)
-    return Message(RTM_DELROUTE, 0, payload, "route delete", _subject(route))
+    return Message(RTM_DELROUTE, 0, payload, "route delete", route)
 
 
 def dump(route: Netlink, family: int, *, table: int = TABLE_MAIN, oif: int = 0) -> list[Route]:
@@ -174,7 +180,17 @@ def dump(route: Netlink, family: int, *, table: int = TABLE_MAIN, oif: int = 0) 
 def find(route: Netlink, dst: bytes, *, oif: int = 0, src: bytes | None = None, mark: int = 0) -> Route | None:
     """The way a packet to `dst` would take from here, with `table` as found; None when there is none."""
     # IPv6 always tells the table, and refuses to be asked to.
-    flags = _RTM_F_LOOKUP_TABLE if len(dst) == 4 else 0
+    return _get(route, dst, _RTM_F_LOOKUP_TABLE if len(dst) == 4 else 0, oif=oif, src=src, mark=mark)
+
+
+def match(route: Netlink, dst: bytes) -> Route | None:
+    """The route itself that `find` follows, as somebody added it: with its own destination and all next hops."""
+    return _get(route, dst, _RTM_F_FIB_MATCH)
+
+
+def _get(
+    route: Netlink, dst: bytes, flags: int, *, oif: int = 0, src: bytes | None = None, mark: int = 0
+) -> Route | None:
     parts = [
         _RTMSG.pack(_family(dst), 8 * len(dst), 8 * len(src) if src else 0, 0, 0, 0, 0, 0, flags),
         attr(_RTA_DST, dst),
@@ -185,7 +201,9 @@ def find(route: Netlink, dst: bytes, *, oif: int = 0, src: bytes | None = None, 
         parts.append(attr_u32(_RTA_OIF, oif))
     if mark:
         parts.append(attr_u32(_RTA_MARK, mark))
-    (answer,) = route.attempt(Message(_RTM_GETROUTE, 0, b"".join(parts), "route get", inet_ntop(_family(dst), dst)))
+    (answer,) = route.attempt(
+        Message(_RTM_GETROUTE, 0, b"".join(parts), "route get", inet_ntop(_family(dst), dst), asks=True)
+    )
     if isinstance(answer, NetlinkError):
         if answer.errno in _NO_WAY:
             return None
@@ -250,9 +268,3 @@ def _family(ip: bytes) -> int:
     if len(ip) == 16:
         return AF_INET6
     raise ValueError(f"an IP address has 4 or 16 bytes, not {len(ip)}")
-
-
-def _subject(route: Route) -> str:
-    via = f" via {inet_ntop(_family(route.gateway), route.gateway)}" if route.gateway else ""
-    by = f" by link {route.oif}" if route.oif else ""
-    return f"{inet_ntop(_family(route.dst), route.dst)}/{route.prefix}{via}{by}"

@@ -77,8 +77,9 @@ def _is_address(name: str) -> bool:
 
 
 def _is_of_the_network(path: Path) -> bool:
-    """Locks and time stamps are a network's, and stay."""
-    return path.is_relative_to(paths.LOCKS) or path.suffix == ".lock" or path.name in ("lock", "stamp")
+    """Locks and time stamps are a network's, and stay; so is what is noted of the reference plugins the node's."""
+    noted = path.name in ("lock", "stamp") or path.stem == "reference"
+    return noted or path.is_relative_to(paths.LOCKS) or path.suffix == ".lock"
 
 
 def _holds(name: str, text: str) -> bool:

@@ -20,7 +20,7 @@ from nodeplug.ops.demo.ours import OurPods
 if TYPE_CHECKING:
     from nodeplug.ops.demo.pods import Pod, Pods
     from nodeplug.ops.demo.show import Show
-    from nodeplug.ops.install import Door
+    from nodeplug.ops.place import Door
 
 DIRECTORY = Path("/run/demo")
 NETWORK = "demo"

@@ -10,12 +10,16 @@ from __future__ import annotations
 import errno
 
 from nodeplug.cni.contract import VERSIONS, Attachment, Interface, Plugin
+from nodeplug.cni.plugins import hostlink
 from nodeplug.cni.plugins.bandwidth.config import DIRECTIONS, BandwidthConf, Limits, bucket, effective
 from nodeplug.cni.plugins.hostlink import HINTS
+from nodeplug.core import company
 from nodeplug.core.errors import ConfigInvalid, NotFound, Refused, doing
-from nodeplug.core.naming import identity, sha512_hex
+from nodeplug.core.naming import identity
+from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
-from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
+from nodeplug.kernel import sysctl
+from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError, route
 from nodeplug.kernel.rtnl import links, qdiscs
 from nodeplug.kernel.rtnl.qdiscs import INGRESS, ROOT
 
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from nodeplug.kernel.rtnl.links import Link
     from nodeplug.kernel.rtnl.qdiscs import Bucket
 
-_IFB = "ifb"
+IFB = "ifb"
 _LONGEST_ALIAS = 255
 
 
@@ -51,18 +55,22 @@ class Bandwidth(Plugin):
         result = _previous(request)
         if limits == Limits():
             return result
-        with _host() as host, Undo() as undo:
-            end = _host_end(host, request, request.netns, result)
+        with company.present().lend(route) as host, Undo() as undo:
+            end, before = _host_end(host, request, request.netns, result)
             ingress, egress = _buckets(limits, end.mtu, request.warn)
-            ifb = None if egress is None else _add_ifb(host, request.attachment, end, undo)
+            ifb = None if egress is None else _add_ifb(host, request.attachment, end, before, undo)
             with doing(f"cannot limit the bandwidth of {end.name}", hints=HINTS):
+                shaped = []
                 if ingress is not None:
                     undo.push(lambda: host.attempt(qdiscs.delete(end.index, ROOT)))
-                    host.request(qdiscs.shape(end.index, ingress))
+                    shaped.append(qdiscs.shape(end.index, ingress))
                 if ifb is not None and egress is not None:
+                    shaped += [links.set(ifb.index, up=True), qdiscs.shape(ifb.index, egress)]
+                host.request(*shaped)
+                if ifb is not None:
                     _listen(host, end)
                     undo.push(lambda: host.attempt(qdiscs.delete(end.index, INGRESS)))
-                    host.request(qdiscs.shape(ifb.index, egress), qdiscs.redirect(end.index, ifb.index))
+                    host.request(qdiscs.redirect(end.index, ifb.index))
             undo.commit()
         if ifb is None:
             return result
@@ -70,23 +78,24 @@ class Bandwidth(Plugin):
 
     def delete(self, request: DelRequest) -> None:
         """The IFB goes, by whichever plugin it was made; the filters of the veth go with the veth."""
-        names = ifb_name(request.attachment), _reference_name(request.attachment)
-        with _host() as host, doing("cannot delete the pod's IFB", hints=HINTS):
-            for answer in host.attempt(*[links.delete(name) for name in names]):
-                if isinstance(answer, NetlinkError) and answer.errno != errno.ENODEV:
-                    raise answer
+        from nodeplug.cni.reference import names
+
+        steps = Steps()
+        with company.present().lend(route) as host:
+            for name in (ifb_name(request.attachment), names.ifb(request.network, request.container)):
+                steps.run(_removal(host, name))
+        steps.close()
 
     def check(self, request: CheckRequest) -> None:
         limits = effective(request.config)
         if limits == Limits():
             return
         with _host() as host, doing("cannot read how the pod's bandwidth is limited", hints=HINTS):
-            end = _host_end(host, request, request.netns, request.prev_result)
+            end, ifb = _host_end(host, request, request.netns, request.prev_result)
             ingress, egress = _buckets(limits, end.mtu, _silent)
             found = [] if ingress is None else _shaping_faults(host, end, ingress)
             if egress is not None:
-                ifb = links.find(host, ifb_name(request.attachment))
-                found += _redirection_faults(host, end, ifb, egress)
+                found += _redirection_faults(host, end, ifb or _reference_ifb(host, request), egress)
         if found:
             raise Refused(
                 f"{request.attachment} is not limited as bandwidth left it: {'; '.join(found)}",
@@ -94,14 +103,19 @@ class Bandwidth(Plugin):
             )
 
     def gc(self, request: GcRequest) -> None:
-        """Delete the IFBs of the network that belong to no valid attachment."""
+        """Delete the IFBs of the network that belong to no valid attachment, and those of the reference's that nothing
+        leads to any more.
+        """
+        from nodeplug.cni.reference import ifbs
+
         with _host() as host, doing("cannot delete the IFBs that no container uses any more", hints=HINTS):
-            owners = [(link, _owner(link)) for link in links.dump(host, kind=_IFB)]
+            owners = [(link, owner(link)) for link in links.dump(host, kind=IFB)]
             stale = [
                 link
-                for link, owner in owners
-                if owner is not None and owner.network == request.network and owner not in request.valid
+                for link, whose in owners
+                if whose is not None and whose.network == request.network and whose not in request.valid
             ]
+            stale += ifbs.unused(host, request.network, request.valid)
             for answer in host.attempt(*[links.delete(link.index) for link in stale]):
                 if isinstance(answer, NetlinkError) and answer.errno != errno.ENODEV:
                     raise answer
@@ -113,7 +127,7 @@ class Bandwidth(Plugin):
 
 def ifb_name(attachment: Attachment) -> str:
     """Of the pod's IFB. Its veth has the attachment's own identity."""
-    return identity(_IFB, attachment.network, attachment.container, attachment.ifname)
+    return identity(IFB, attachment.network, attachment.container, attachment.ifname)
 
 
 def _buckets(limits: Limits, mtu: int, warn: Callable[[str], None]) -> list[Bucket | None]:
@@ -141,13 +155,17 @@ def _previous(request: AddRequest) -> Result:
     return request.prev_result
 
 
+def _removal(host: Netlink, name: str) -> Callable[[], bool]:
+    return lambda: hostlink.remove(host, name)
+
+
 def _host() -> Netlink:
     with doing("cannot reach the host's network"):
         return Netlink(NETLINK_ROUTE)
 
 
-def _host_end(host: Netlink, request: AttachmentRequest, netns: Netns, result: Result) -> Link:
-    """The host's end of the pod's veth.
+def _host_end(host: Netlink, request: AttachmentRequest, netns: Netns, result: Result) -> tuple[Link, Link | None]:
+    """The host's end of the pod's veth; and what has the name of the pod's IFB.
 
     By its index alone it could be another's: two namespaces number their links alike. So the result must name it.
     """
@@ -163,7 +181,7 @@ def _host_end(host: Netlink, request: AttachmentRequest, netns: Netns, result: R
                 f"container interface {request.ifname} has no veth peer: it is of kind {inner.kind or 'none'!r}",
                 hint="the bandwidth of other kinds of links cannot be limited from the host",
             )
-        outer = links.find(host, inner.parent)
+        outer, ifb = links.find_each(host, inner.parent, ifb_name(request.attachment))
     if outer is None or outer.kind != "veth" or outer.parent != inner.index:
         raise Refused(f"the veth peer of {request.ifname}, with index {inner.parent}, is not on the host")
     if not any(found.name == outer.name and not found.sandbox for found in result.interfaces):
@@ -171,15 +189,14 @@ def _host_end(host: Netlink, request: AttachmentRequest, netns: Netns, result: R
             f"no veth peer of container interface {request.ifname} found in the result: it has no {outer.name}",
             hint="the plugin that made the veth tells of both ends",
         )
-    return outer
+    return outer, ifb
 
 
-def _add_ifb(host: Netlink, attachment: Attachment, end: Link, undo: Undo) -> Link:
-    """The pod's IFB, up, after what a killed ADD left of it has gone."""
+def _add_ifb(host: Netlink, attachment: Attachment, end: Link, before: Link | None, undo: Undo) -> Link:
+    """The pod's IFB, down, after what a killed ADD left of it (`before`) has gone. It speaks no IPv6 of its own."""
     name = ifb_name(attachment)
-    with doing(f"cannot make the IFB {name}", hints=_IFB_HINTS):
-        before = links.find(host, name)
-        if before is not None and (before.kind != _IFB or before.alias not in ("", _label(attachment))):
+    with doing(f"cannot make the IFB {name}", hints=_IFB_HINTS), company.present().by_turns(hostlink.LINKS):
+        if before is not None and (before.kind != IFB or before.alias not in ("", _label(attachment))):
             raise Refused(
                 f"link {name} has the name that belongs to this pod's IFB, and is not it:"
                 f" kind {before.kind!r}, alias {before.alias!r}",
@@ -187,10 +204,17 @@ def _add_ifb(host: Netlink, attachment: Attachment, end: Link, undo: Undo) -> Li
             )
         if before is not None:
             host.request(links.delete(before.index))
-        host.request(links.add(name, _IFB, up=True, mtu=end.mtu, txqlen=0))
+        made, *answers = host.attempt(
+            links.add(name, IFB, mtu=end.mtu, txqlen=0), links.set(name, alias=_label(attachment)), links.query(name)
+        )
+        if isinstance(made, NetlinkError):
+            raise made
         undo.push(lambda: host.attempt(links.delete(name)))
-        *_, answer = host.request(links.set(name, alias=_label(attachment)), links.query(name))
-    return links.parse(answer or b"")
+        for answer in answers:
+            if isinstance(answer, NetlinkError):
+                raise answer
+        sysctl.prefer("1", "net", "ipv6", "conf", name, "disable_ipv6")
+    return links.parse(answers[-1] or b"")  # type: ignore[arg-type]  # no error, as was just seen
 
 
 def _listen(host: Netlink, end: Link) -> None:
@@ -211,7 +235,7 @@ def _listen(host: Netlink, end: Link) -> None:
         there is None
         or there.kind != "ingress"
         or not ours
-        or any(link is not None and link.kind != _IFB for link in targets)
+        or any(link is not None and link.kind != IFB for link in targets)
     ):
         raise Refused(
             f"somebody else filters what {end.name} receives: {there.kind if there else 'a filter'} is there",
@@ -224,7 +248,7 @@ def _label(attachment: Attachment) -> str:
     return str(attachment)[:_LONGEST_ALIAS]
 
 
-def _owner(link: Link) -> Attachment | None:
+def owner(link: Link) -> Attachment | None:
     """Whose IFB it is; believed only where its name is that of what the label says."""
     parts = link.alias.split("/")
     if len(parts) != 3:
@@ -233,9 +257,10 @@ def _owner(link: Link) -> Attachment | None:
     return found if ifb_name(found) == link.name else None
 
 
-def _reference_name(attachment: Attachment) -> str:
-    """The reference plugin's name for it, which knows no ifname."""
-    return "bwp" + sha512_hex(attachment.network + attachment.container)[:12]
+def _reference_ifb(host: Netlink, request: CheckRequest) -> Link | None:
+    from nodeplug.cni.reference import names
+
+    return links.find(host, names.ifb(request.network, request.container))
 
 
 def _shaping_faults(host: Netlink, link: Link, wanted: Bucket) -> list[str]:

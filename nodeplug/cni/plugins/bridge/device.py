@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 
 from nodeplug.cni.plugins.hostlink import HINTS
+from nodeplug.cni.plugins.veth import new_mac
 from nodeplug.core.errors import Refused, doing
 from nodeplug.core.inet import Ip, Net
 from nodeplug.kernel import sysctl
@@ -62,11 +62,6 @@ def _make(host: Netlink, config: BridgeConf) -> Link:
     if made is None:
         _own_routes(bridge.name)
     return bridge
-
-
-def new_mac() -> bytes:
-    """A random MAC address, locally administered."""
-    return bytes((os.urandom(1)[0] & 0xFC | 0x02,)) + os.urandom(5)
 
 
 def _own_routes(name: str) -> None:

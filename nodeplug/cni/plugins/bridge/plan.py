@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nodeplug.cni.contract import Interface, Result, Route
+from nodeplug.cni.plugins import addressing
 from nodeplug.core import inet
 from nodeplug.core.errors import ConfigInvalid
 from nodeplug.core.inet import Ip, Net
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 _POD = 2
 """Index of the pod's interface in a result: the bridge, the host's end, the pod's end, a VLAN's gateway."""
-
-_LEAST_MTU_OF_IPV6 = 1280
 
 
 def planned(request: AddRequest, bridge: Link, port: Link, given: Result) -> Result:
@@ -48,11 +47,7 @@ def gateways(result: Result) -> list[Net]:
 def _with_gateway(ip: IpConfig, config: BridgeConf) -> IpConfig:
     """The address on the pod's interface; where this host is the gateway, with one on the address's own network."""
     net = ip.address
-    if net.family == 6 and 0 < config.mtu < _LEAST_MTU_OF_IPV6:
-        raise ConfigInvalid(
-            f"IPv6 needs an MTU of {_LEAST_MTU_OF_IPV6} or more, and address {net} is to have {config.mtu}",
-            hint='mend "mtu", or give no IPv6 addresses',
-        )
+    addressing.check_mtu(net, config.mtu)
     if not config.gateway:
         return ip.replace(interface=_POD)
     gateway = ip.gateway or Ip.of(net.first + 1, net.family)
@@ -65,11 +60,8 @@ def _with_gateway(ip: IpConfig, config: BridgeConf) -> IpConfig:
     return ip.replace(interface=_POD, gateway=gateway)
 
 
-def with_macs(result: Result, found: list[Link]) -> Result:
-    """The result with the MAC addresses of these links, and an interface more for one it does not name."""
-    named = [*result.interfaces, *[Interface(name=link.name) for link in found[len(result.interfaces) :]]]
-    return result.replace(
-        interfaces=tuple(
-            [interface.replace(mac=link.mac.hex(":")) for interface, link in zip(named, found, strict=True)]
-        )
-    )
+def with_macs(result: Result, macs: list[bytes], others: list[Link]) -> Result:
+    """The result with the MAC addresses of its interfaces, and an interface more for each other link."""
+    named = [interface.replace(mac=mac.hex(":")) for interface, mac in zip(result.interfaces, macs, strict=True)]
+    more = [Interface(name=link.name, mac=link.mac.hex(":")) for link in others]
+    return result.replace(interfaces=(*named, *more))

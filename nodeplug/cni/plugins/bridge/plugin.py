@@ -6,17 +6,20 @@ netns. The bridge belongs to the node: no command takes it away.
 
 from __future__ import annotations
 
-from nodeplug.cni.contract import Plugin, Result
-from nodeplug.cni.plugins import addressing, forwarding, hostlink
+import os
+
+from nodeplug.cni.contract import Plugin
+from nodeplug.cni.plugins import addressing, forwarding, hostlink, veth
 from nodeplug.cni.plugins.bridge import device, ports
 from nodeplug.cni.plugins.bridge.config import BridgeConf, validate
 from nodeplug.cni.plugins.bridge.plan import gateways, planned, with_macs
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.keys import requested_mac
-from nodeplug.core.errors import Refused, doing
+from nodeplug.core import company, paths
+from nodeplug.core.errors import doing
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
-from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
+from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, route
 from nodeplug.kernel.rtnl import links
 
 TYPE_CHECKING = False
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
         CheckRequest,
         DelRequest,
         GcRequest,
+        Result,
         StatusRequest,
     )
     from nodeplug.kernel.rtnl.links import Link
@@ -44,26 +48,28 @@ class Bridge(Plugin):
     def add(self, request: AddRequest) -> Result:
         config: BridgeConf = request.config
         validate(config, addresses=request.ipam is not None)
-        mac = requested_mac(config.runtime_config, config.args, request.args)
-        with Netlink(NETLINK_ROUTE) as host, _inside(request) as pod, Undo() as undo:
+        mac = requested_mac(config.runtime_config, config.args, request.args) or veth.new_mac()
+        with company.present().lend(route) as host, Undo() as undo:
+            pod = _inside(request)
+            undo.push(pod.close)
             bridge = _ensure_bridge(host, request)
-            if config.macspoofchk and mac is None:
-                mac = device.new_mac()
             port = ports.connect(host, bridge, request, undo, mac=mac)
-            if config.macspoofchk and mac is not None:
+            if config.macspoofchk:
                 _guard(request, mac, undo)
             if config.uses_vlans:
                 _set_vlans(host, bridge, port, request)
-            result = planned(request, bridge, port, _ask_for_addresses(host, port, request, undo))
-            end = _configure(pod, port, request, result)
+            given = addressing.ask(request, undo, lambda: hostlink.remove(host, port.index))
+            result = planned(request, bridge, port, given)
+            if not config.disable_container_interface:
+                addressing.configure(
+                    pod, request.netns, port.parent, request.ifname, result, detect_duplicates=config.enabledad
+                )
             gateway = _ensure_gateways(host, bridge, request, result)
             _masquerade(request, result, undo)
-            _wait(host, port, request)
-            if result.ips:
-                addressing.announce(pod, end)
             bridge, port, *others = _finished(host, request, bridge, port, gateway)
             undo.commit()
-        return with_macs(result, [bridge, port, end, *others])
+        company.present().later(lambda: _announce(pod, port.parent, mac, result))
+        return with_macs(result, [bridge.mac, port.mac, mac], others)
 
     def delete(self, request: DelRequest) -> None:
         _take_back(request, lambda: ports.disconnect(request), foreign=True)
@@ -78,7 +84,7 @@ class Bridge(Plugin):
 
     def gc(self, request: GcRequest) -> None:
         from nodeplug.cni.plugins import masquerade
-        from nodeplug.cni.plugins.bridge import spoofing
+        from nodeplug.cni.plugins.bridge import spoofing, takeover
 
         steps = Steps()
         gone = steps.run(lambda: hostlink.remove_stale(request.network, request.valid))
@@ -86,6 +92,7 @@ class Bridge(Plugin):
             steps.run(request.ipam.gc)
         steps.run(lambda: masquerade.collect(request))
         steps.run(lambda: spoofing.collect(request.network, request.valid))
+        steps.run(lambda: takeover.collect_rules(request.network, request.valid))
         steps.close()
 
     def status(self, request: StatusRequest) -> None:
@@ -114,10 +121,12 @@ def _take_back(request: AttachmentRequest, disconnect: Callable[[], object], *, 
         steps.run(request.ipam.delete)
     steps.run(lambda: _unguard(request))
     steps.run(masquerade.end)
-    if foreign and (request.config.ip_masq or request.config.macspoofchk):
+    asked = request.config.ip_masq or request.config.macspoofchk
+    if foreign and (asked or not os.path.lexists(paths.NO_REFERENCE)):
+        from nodeplug.cni.plugins import podaddresses
         from nodeplug.cni.plugins.bridge import takeover
 
-        steps.run(lambda: takeover.remove_rules(request.attachment))
+        steps.run(lambda: takeover.remove_rules(request.attachment, podaddresses.packed(request.prev_result)))
     steps.close()
 
 
@@ -159,32 +168,6 @@ def _unguard(request: AttachmentRequest) -> None:
         spoofing.remove(request.attachment)
 
 
-def _ask_for_addresses(host: Netlink, port: Link, request: AddRequest, undo: Undo) -> Result:
-    """What the address manager says; nothing for a network without one."""
-    if request.ipam is None:
-        return Result()
-    # Also when the address manager fails: one that was killed half-way has not undone what it did (CNI specification,
-    # section 4). The link goes before the address, so that nobody gets an address that is still in use.
-    undo.push(request.ipam.delete)
-    undo.push(lambda: hostlink.remove(host, port.index))
-    given = request.ipam.add()
-    if not given.ips:
-        raise Refused("IPAM plugin returned missing IP config", hint="the address manager answered without an address")
-    return given
-
-
-def _configure(pod: Netlink, port: Link, request: AddRequest, result: Result) -> Link:
-    """The pod's end, as it is in the end."""
-    config: BridgeConf = request.config
-    if not config.disable_container_interface:
-        return addressing.configure(
-            pod, request.netns, port.parent, request.ifname, result, detect_duplicates=config.enabledad
-        )
-    with doing(f"cannot read {request.ifname} in {request.netns.path}", hints=HINTS):
-        (answer,) = pod.request(links.query(port.parent))
-    return links.parse(answer or b"")
-
-
 def _ensure_gateways(host: Netlink, bridge: Link, request: AddRequest, result: Result) -> Link | None:
     """Make the host the pods' gateway where it should be; the link that is it in a VLAN, where there is one."""
     config: BridgeConf = request.config
@@ -212,20 +195,22 @@ def _masquerade(request: AddRequest, result: Result, undo: Undo) -> None:
     masquerade.add(request, [ip.address for ip in result.ips])
 
 
-def _wait(host: Netlink, port: Link, request: AddRequest) -> None:
-    """Until frames pass between the pod and the bridge; a pod's end that is left down lets none pass."""
-    if request.config.disable_container_interface:
-        return
-    with doing(f"cannot read link {port.name}", hints=HINTS):
-        (answer,) = host.request(links.query(port.index))
-    ports.wait_until_forwarding(host, links.parse(answer or b""))
-
-
 def _finished(host: Netlink, request: AddRequest, *found: Link | None) -> list[Link]:
-    """The links as they are now, with the pod's labelled as one in use. Their MAC addresses may have changed: udev sets
-    a new link's, and a bridge that somebody else made takes its first port's.
+    """The bridge, the port and what else there is as they are now, the port labelled as one in use.
+
+    Once frames pass between the pod and the bridge; a pod's end that is left down lets none pass. A bridge that
+    somebody else made takes its first port's MAC address.
     """
     label = hostlink.labelled(request.attachment.identity, request.attachment, finished=True)
     with doing("cannot read the links that were made", hints=HINTS):
         *answers, _ = host.request(*[links.query(link.index) for link in found if link is not None], label)
-    return [links.parse(answer or b"") for answer in answers]
+    bridge, port, *others = [links.parse(answer or b"") for answer in answers]
+    if not request.config.disable_container_interface:
+        port = ports.wait_until_forwarding(host, port)
+    return [bridge, port, *others]
+
+
+def _announce(pod: Netlink, index: int, mac: bytes, result: Result) -> None:
+    with pod:
+        if result.ips:
+            addressing.announce(pod, index, mac)

@@ -74,6 +74,11 @@ def remove(attachment: Attachment) -> None:
             _remove(netlink, attachment.identity)
 
 
+def guarded() -> list[Attachment]:
+    """The attachments whose ports are guarded."""
+    return [guard.attachment for guard in _all()]
+
+
 def check(attachment: Attachment) -> None:
     """Raise `Refused` when the pod could send from another address."""
     guard = _read(attachment.identity)

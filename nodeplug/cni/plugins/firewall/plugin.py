@@ -69,6 +69,7 @@ class Firewall(Plugin):
         """By the index alone: the runtime may have lost the result."""
         index, identity = Index(), request.attachment.identity
         if not index.has(identity, PASSAGE):
+            _remove_reference(request)
             return
         held = index.read(identity, PASSAGE)
         steps = Steps()
@@ -81,6 +82,8 @@ class Firewall(Plugin):
         config: FirewallConf = request.config
         share = _share(config, request.prev_result)
         if not share.entries:
+            return
+        if not Index().has(request.attachment.identity, PASSAGE) and _is_reference_whole(request):
             return
         with filtering(warn=request.warn) as table:
             found = table.missing(request.attachment, share)
@@ -103,9 +106,12 @@ class Firewall(Plugin):
             if holding.share.part == PASSAGE and holding.owner.attachment not in request.valid
             for ip in plan.forwarded_addresses(holding.share)
         ]
+        from nodeplug.cni.reference import firewall
+
         steps = Steps()
         steps.run(lambda: _collect(request))
         steps.run(lambda: _leave(request, stale))
+        steps.run(lambda: firewall.collect(request.valid))
         steps.close()
 
     def status(self, request: StatusRequest) -> None:
@@ -126,6 +132,37 @@ class Firewall(Plugin):
 def _remove(request: AttachmentRequest) -> None:
     with filtering(warn=request.warn) as table:
         table.remove(request.attachment, PASSAGE)
+
+
+def _is_reference_whole(request: CheckRequest) -> bool:
+    """Whether the reference plugin made it. Raises `Refused` when something is missing of that."""
+    from nodeplug.cni.reference import firewall
+
+    found = firewall.faults({ip.packed for ip in _addresses(request.prev_result)})
+    if found:
+        raise Refused(
+            f"{request.attachment} is not as the reference plugin firewall left it: {'; '.join(found)}",
+            hint="delete the pod; the one that comes in its place has nodeplug's own rules",
+        )
+    return found is not None
+
+
+def _remove_reference(request: DelRequest) -> None:
+    """What the reference plugin made, by the pod's addresses: those of the result, or else of its interface."""
+    from nodeplug.cni.plugins import podaddresses
+
+    if request.prev_result is not None:
+        addresses = _addresses(request.prev_result)
+    else:
+        addresses = podaddresses.of_interface(request.netns, request.ifname)
+    if not addresses:
+        return
+    from nodeplug.cni.reference import firewall
+
+    steps = Steps()
+    steps.run(lambda: firewall.remove({ip.packed for ip in addresses}, request.container))
+    steps.run(lambda: _leave(request, addresses))
+    steps.close()
 
 
 def _collect(request: GcRequest) -> None:

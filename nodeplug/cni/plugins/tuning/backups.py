@@ -92,10 +92,23 @@ class Backups:
             files.remove(self._path(attachment))
             files.remove(self._reference(attachment))
 
+    def owners(self) -> list[Attachment]:
+        """The attachments with a file of ours."""
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+        found = [_owner(f"{self._directory}/{name}") for name in names if name.startswith("np")]
+        return [owner for owner in found if owner is not None]
+
     def collect(self, network: str, valid: Collection[Attachment]) -> None:
         """Remove the files of the network's attachments that are not in `valid`, and what writers left that were
-        killed. The reference plugin's files name no network, and stay for their DEL.
+        killed. The reference plugin's files name no network: those of containers go that no runtime knows of.
         """
+        from nodeplug.cni.reference import known
+
+        containers = known.containers()
+        kept = tuple(f"{name}_" for name in {*(containers or ()), *(each.container for each in valid)})
         with doing(f"cannot clean {self._directory}"):
             try:
                 names = os.listdir(self._directory)
@@ -105,6 +118,8 @@ class Backups:
                 path = f"{self._directory}/{name}"
                 owner = _owner(path) if name.startswith("np") else None
                 stale = owner is not None and owner.network == network and owner not in valid
+                if containers is not None and "_" in name and name.endswith(".json") and not name.startswith("."):
+                    stale = not name.startswith(kept)
                 if stale or (name.startswith(".np") and files.is_abandoned(name)):
                     files.remove(path)
 

@@ -1,0 +1,1 @@
+"""dhcp: addresses leased from a DHCP server of the pod's own network, renewed by a chore of nodeplugd."""

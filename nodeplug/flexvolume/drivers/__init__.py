@@ -1,0 +1,1 @@
+"""The drivers of this package, which stand on nodeplug's volumes."""

@@ -1,0 +1,1 @@
+"""Tests of the address manager dhcp, its leases and their renewal."""
