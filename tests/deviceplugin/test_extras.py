@@ -158,6 +158,7 @@ def test_an_allocation_of_a_device_that_has_just_gone_waits_and_is_given(node: N
             assert direct.allocate([id]).devices[0].host_path == str(node.dev / "a")
             back.join()
             assert not any("although unhealthy" in line for line in node.log)
+            kubelet.wait(RESOURCE, capacity=1, allocatable=1)  # else the list of before is taken for the next one
             os.unlink(node.dev / "a")
             kubelet.wait(RESOURCE, capacity=1, allocatable=0)
             assert direct.allocate([id]).devices
