@@ -28,8 +28,14 @@ def tracked(family: str = "ipv4") -> list[str]:
     return sorted(found)
 
 
-def test_an_add_forgets_flows_to_its_port_on_the_hosts_own_addresses(node: Node) -> None:
+def forget_all(node: Node) -> None:
+    """Now, what tests before have left, and at the end."""
+    run(["conntrack", "-F"])
     node.ledger.adopt("flows", lambda: run(["conntrack", "-F"]))
+
+
+def test_an_add_forgets_flows_to_its_port_on_the_hosts_own_addresses(node: Node) -> None:
+    forget_all(node)
     track(HERE, "10.1.0.3", "127.0.0.1", 53)
     track(HERE, "10.1.0.3", "127.0.0.1", 54)
     track(HERE, "10.1.0.3", "198.51.100.1", 53)
@@ -43,7 +49,7 @@ def test_an_add_forgets_flows_to_its_port_on_the_hosts_own_addresses(node: Node)
 
 
 def test_an_add_with_a_hostip_forgets_flows_to_that_address_only(node: Node) -> None:
-    node.ledger.adopt("flows", lambda: run(["conntrack", "-F"]))
+    forget_all(node)
     track(HERE, "10.1.0.3", "127.0.0.1", 53)
     track(HERE, "10.1.0.3", "127.0.0.2", 53)
     with node.open() as table:
@@ -52,7 +58,7 @@ def test_an_add_with_a_hostip_forgets_flows_to_that_address_only(node: Node) -> 
 
 
 def test_a_delete_forgets_the_flows_the_pod_answers_at_its_mapped_ports(node: Node) -> None:
-    node.ledger.adopt("flows", lambda: run(["conntrack", "-F"]))
+    forget_all(node)
     pod = node.pod()
     with node.open() as table:
         table.add(pod, plan.ports(NETWORK, ADDRESSES, [mapping("udp", 53, 5353)]))
