@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeplug.kernel.attributes import nest
+from nodeplug.kernel.attributes import attr_u32, nest
 from nodeplug.kernel.rtnl import links
 
 TYPE_CHECKING = False
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from nodeplug.kernel.netns import Netns
 
 _VETH_INFO_PEER = 1
+_IFLA_NUM_TX_QUEUES = 31
+_IFLA_NUM_RX_QUEUES = 32
+_ONE_QUEUE = attr_u32(_IFLA_NUM_TX_QUEUES, 1) + attr_u32(_IFLA_NUM_RX_QUEUES, 1)
 
 
 def add(
@@ -32,6 +35,9 @@ def add(
 
     `up` is for this end: the kernel refuses a far end that is up before its pair is complete. `peer_mtu` is `mtu` when
     not given. `links.query(name)` in the same request tells this end's index and, as `parent`, the far end's.
+
+    Each end has one queue each way. It would have without a word, after the kernel has made one for each CPU there
+    could be, entries in /sys and all, and taken the others away again: on two CPUs a third of the time a pair takes.
     """
     far = links.description(
         name=peer,
@@ -43,7 +49,7 @@ def add(
     message = links.add(
         name,
         "veth",
-        data=nest(_VETH_INFO_PEER, far),
+        data=nest(_VETH_INFO_PEER, far, _ONE_QUEUE),
         up=up,
         mtu=mtu,
         mac=mac,
@@ -51,5 +57,6 @@ def add(
         group=group,
         txqlen=txqlen,
     )
+    message.payload += _ONE_QUEUE
     message.subject = f"{name} with {peer} in {peer_netns.path}" if peer_netns else f"{name} with {peer}"
     return message
