@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import time
 from _socket import MSG_TRUNC
+from sys import byteorder
 
 from nodeplug.core import company
-from nodeplug.kernel.netlink import open_socket, split
+from nodeplug.kernel import libc
+from nodeplug.kernel.netlink import open_socket, own_ports, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ NFNLGRP_NFTABLES = 7
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
 _LARGEST = 64 * 1024
+_INSTRUCTION = struct.Struct("=HBBI")
+_PORT_AT = 12
+"""Where a message's header says whom it answers: for an announcement, who made the change."""
 
 
 class Listener:
@@ -52,6 +58,11 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def pass_over_own(self) -> None:
+        """Hear no more of what this process does by `netlink.netfilter` sockets; it is not even woken for that."""
+        mask, value = own_ports()
+        libc.attach_filter(self._socket.fileno(), _unless(mask, value))
 
     def fileno(self) -> int:
         """For poll and select: readable when `receive(0)` has something to give."""
@@ -84,6 +95,22 @@ class Listener:
             if size > _LARGEST:
                 raise _lost()
             return [(type, body) for type, _flags, _sequence, body in split(bytes(self._buffer[:size]))]
+
+
+def _unless(mask: int, value: int) -> bytes:
+    """A filter (classic BPF) that drops messages whose port has these bits so."""
+    # It reads words as the network has them.
+    mask, value = [int.from_bytes(word.to_bytes(4, byteorder), "big") for word in (mask, value)]
+    return b"".join(
+        _INSTRUCTION.pack(*one)
+        for one in (
+            (0x20, 0, 0, _PORT_AT),  # ld
+            (0x54, 0, 0, mask),  # and
+            (0x15, 0, 1, value),  # equal, or pass
+            (0x06, 0, 0, 0),  # drop
+            (0x06, 0, 0, _LARGEST),  # pass whole
+        )
+    )
 
 
 def _lost() -> OSError:

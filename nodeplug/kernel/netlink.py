@@ -65,6 +65,10 @@ _SO_RCVBUF = 8
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _DUMP_ATTEMPTS = 8
+_PID_BITS = 22
+"""Of any process's number: the kernel's PID_MAX_LIMIT."""
+_OWN_PORT = 1 << 31
+_OWN_PORTS = 1 << 31 - _PID_BITS
 
 
 class NetlinkError(OSError):
@@ -120,7 +124,8 @@ class Netlink:
     kernel, so nobody else can send to it: whoever holds CAP_NET_ADMIN over a pod's namespace could forge answers.
     """
 
-    def __init__(self, protocol: int, *, netns: Netns | None = None, timeout: float = 10.0) -> None:
+    def __init__(self, protocol: int, *, netns: Netns | None = None, timeout: float = 10.0, port: int = 0) -> None:
+        """`port` is the number it shall have; else the kernel chooses one. OSError(EADDRINUSE) where it is taken."""
         self.netns = netns
         self._protocol = protocol
         self._socket = open_socket(protocol, netns)
@@ -128,6 +133,8 @@ class Netlink:
         self._largest = _RECEIVE
         self._sequence = 0
         try:
+            if port:
+                self._socket.bind((port, 0))
             self._socket.connect((0, 0))
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
@@ -327,8 +334,25 @@ def netfilter() -> Netlink:
     """A socket of nf_tables and conntrack in the thread's namespace, to be lent (`core.company`).
 
     Closing one waits until the kernel has freed what was deleted by anybody, and holds every other change up meanwhile.
+    Its port tells whose it is, so that a `listener` can pass over what this process did itself.
     """
+    marked = _OWN_PORT | os.getpid()
+    start = time.monotonic_ns()
+    for more in range(_OWN_PORTS):
+        try:
+            return Netlink(NETLINK_NETFILTER, port=marked | (start + more) % _OWN_PORTS << _PID_BITS)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
     return Netlink(NETLINK_NETFILTER)
+
+
+def own_ports() -> tuple[int, int]:
+    """(mask, value): which bits say that a port is of a `netfilter` socket of this process, and how they are then.
+
+    Another process has such a one only if it picks numbers so too, in another namespace of processes.
+    """
+    return _OWN_PORT | (1 << _PID_BITS) - 1, _OWN_PORT | os.getpid()
 
 
 def open_socket(protocol: int, netns: Netns | None = None) -> socket:

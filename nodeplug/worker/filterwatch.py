@@ -1,8 +1,8 @@
 """Watches the nft table and makes it again when somebody flushed it: masquerade and host ports of every pod hang on it.
 
-The kernel announces each change of the ruleset. Our own calls change elements all the time; what is looked at closer is
-a change of the table's frame, and any change by a program that is none of ours. Whether something is missing is then
-counted, so nothing is made again for nothing.
+The kernel announces each change of the ruleset. What this process changes itself, all the time, it is not told of; what
+others change in the table is looked at closer. Whether something is missing is then counted, so nothing is made again
+for nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from nodeplug.daemon.health import Condition, Health
 from nodeplug.kernel.attributes import attrs, text
 from nodeplug.kernel.listener import NFNLGRP_NFTABLES, Listener
 from nodeplug.kernel.netlink import NETLINK_NETFILTER
-from nodeplug.worker.pool import THREAD
 
 if TYPE_CHECKING:
     from nodeplug.worker.notes import Note
@@ -30,9 +29,7 @@ _LOOK_AGAIN = 60.0  # for what no announcement tells
 _RETRY = 5.0
 _HEADER = 4  # nfgenmsg
 _TABLE_NAME = 1  # the first attribute of tables, chains, rules, sets and elements alike
-_GEN_NAME = 3  # NFTA_GEN_PROC_NAME
 _NEWGEN = 15
-_FRAME = frozenset((2, 5, 8, 11))  # DELTABLE, DELCHAIN, DELRULE, DELSET
 _CONDITION = "filter"
 _THREAD = "filter-watch"
 
@@ -44,10 +41,8 @@ class FilterWatch:
         self._note = note
         self._health = health
         self._listener = Listener(NETLINK_NETFILTER, NFNLGRP_NFTABLES)
+        self._listener.pass_over_own()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._own = _own_names()
-        self._ours = False
-        """Whether the transaction that is being announced changes our table."""
         self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
 
     def start(self) -> None:
@@ -82,17 +77,9 @@ class FilterWatch:
             found = self._listener.receive(0)
         except OSError:
             return True  # some were lost
-        for type, body in found:
-            inner = attrs(body, _HEADER)
-            if type & 0xFF == _NEWGEN:  # the end of a transaction, by whom it was
-                ours, self._ours = self._ours, False
-                if ours and text(inner.get(_GEN_NAME)) not in self._own:
-                    return True
-            elif text(inner.get(_TABLE_NAME)) == TABLE:
-                if type & 0xFF in _FRAME:
-                    return True
-                self._ours = True
-        return False
+        return any(
+            type & 0xFF != _NEWGEN and text(attrs(body, _HEADER).get(_TABLE_NAME)) == TABLE for type, body in found
+        )
 
     def _mend(self) -> bool:
         try:
@@ -106,10 +93,3 @@ class FilterWatch:
             return False
         self._health.set(_CONDITION, Condition(ok=True))
         return True
-
-
-def _own_names() -> frozenset[str]:
-    """What the kernel may call this process's threads, by which its announcements name who made a change."""
-    with open("/proc/thread-self/comm") as file:
-        process = file.read().rstrip("\n")
-    return frozenset((process, THREAD, _THREAD))  # from Python 3.14 on threads have their own names there

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodeplug.kernel import netns as namespaces
 from nodeplug.kernel.attributes import attr_text, nest
-from nodeplug.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError
+from nodeplug.kernel.listener import NFNLGRP_NFTABLES, Listener
+from nodeplug.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, netfilter
 from nodeplug.kernel.netns import Netns
 from nodeplug.kernel.nft import elements, expressions, messages, wire
 from nodeplug.kernel.nft.elements import Element
@@ -409,6 +411,22 @@ def test_a_transaction_may_depend_on_nothing_having_changed(netlink: Netlink, ne
     assert (refused.value.errno, refused.value.index) == (errno.ERESTART, -1)
     messages.commit(netlink, [messages.delete_table(INET, TABLE)], generation=messages.generation(netlink))
     assert messages.tables(netlink, INET) == []
+
+
+def test_a_listener_may_pass_over_what_its_own_process_does(netns: Space) -> None:
+    with Netns.open(netns.path) as opened, Listener(NETLINK_NETFILTER, NFNLGRP_NFTABLES, netns=opened) as listener:
+        listener.pass_over_own()
+        with namespaces.entered(opened):
+            own, other = netfilter(), netfilter()
+        with own, other:
+            messages.commit(own, [messages.add_table(INET, TABLE)])
+            messages.commit(other, [messages.delete_table(INET, TABLE)])
+            assert listener.receive(0) == []
+            netns.run("nft", "add table inet theirs").ok()
+            messages.commit(own, [messages.add_table(INET, TABLE)])
+        heard = b"".join(body for _, body in listener.receive(5))
+        assert b"theirs" in heard
+        assert TABLE.encode() not in heard
 
 
 def test_rules_are_deleted_one_by_one_and_with_their_chain(netlink: Netlink, netns: Space) -> None:
