@@ -15,7 +15,7 @@ from nodeplug.core.record import Record, key
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
-    from typing import Any, Protocol, TypeVar
+    from typing import Any, ClassVar, Protocol, TypeVar
 
     from nodeplug.core.document import Place
     from nodeplug.core.inet import Ip, Net
@@ -133,14 +133,23 @@ class Result(Record):
 class Attachment(Record):
     """One interface of one container in one network: the key of all state on the host."""
 
+    __slots__ = ("_identity",)  # no field: it is worked out when it is first asked for
+
     network: str
     container: str
     ifname: str
+    if TYPE_CHECKING:
+        _identity: ClassVar[str]
 
     @property
     def identity(self) -> str:
         """15 characters, fit for an interface name: what a killed ADD left behind is found by it."""
-        return identity(self.network, self.container, self.ifname)
+        try:
+            return self._identity
+        except AttributeError:
+            found = identity(self.network, self.container, self.ifname)
+            object.__setattr__(self, "_identity", found)
+            return found
 
     def __str__(self) -> str:
         return f"{self.network}/{self.container}/{self.ifname}"
@@ -173,13 +182,22 @@ class Request(Record):
 class AttachmentRequest(Request):
     """ADD, CHECK and DEL."""
 
+    __slots__ = ("_attachment",)  # likewise
+
     container: str
     ifname: str
     args: Mapping[str, str]  # CNI_ARGS
+    if TYPE_CHECKING:
+        _attachment: ClassVar[Attachment]
 
     @property
     def attachment(self) -> Attachment:
-        return Attachment(network=self.network, container=self.container, ifname=self.ifname)
+        try:
+            return self._attachment
+        except AttributeError:
+            found = Attachment(network=self.network, container=self.container, ifname=self.ifname)
+            object.__setattr__(self, "_attachment", found)
+            return found
 
 
 class AddRequest(AttachmentRequest):

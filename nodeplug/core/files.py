@@ -36,6 +36,15 @@ def read_bounded(path: str, limit: int) -> bytes:
         os.close(fd)
 
 
+def read_small(path: str, limit: int) -> bytes:
+    """What one read gives of a regular file: all that is in it, up to `limit` bytes. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
 def read_fd(fd: int, limit: int, what: str) -> bytes:
     """All that can be read from `fd`, at most `limit` bytes; `Malformed` names `what` when there is more."""
     parts = []

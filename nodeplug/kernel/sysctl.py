@@ -10,6 +10,7 @@ import os
 
 _ROOT = "/proc/sys"
 _NO_SEGMENTS = frozenset(("", ".", ".."))
+_USUAL = 256  # bytes; the kernel clears as much memory as is asked for
 _MOST = 64 * 1024
 
 
@@ -22,7 +23,10 @@ def read(*key: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.read(fd, _MOST).decode("utf-8", "surrogateescape").rstrip("\n")
+            data = os.read(fd, _USUAL)
+            if len(data) == _USUAL:
+                data = os.pread(fd, _MOST, 0)  # from its begin: some end with what one read has given
+            return data.decode("utf-8", "surrogateescape").rstrip("\n")
         finally:
             os.close(fd)
     except OSError as error:

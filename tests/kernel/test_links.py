@@ -130,6 +130,23 @@ def test_both_ends_may_be_here_with_their_own_mtu(route: Netlink) -> None:
     assert b.mtu == 1300
 
 
+def test_each_end_of_a_veth_has_one_queue_whatever_the_number_of_cpus(
+    netns: Space, route: Netlink, pod: Space, pod_opened: Netns
+) -> None:
+    route.request(veths.add("npabc", "eth0", peer_netns=pod_opened))
+    for end in (netns.ip("-d", "link", "show", "npabc")[0], pod.ip("-d", "link", "show", "eth0")[0]):
+        assert (end["num_tx_queues"], end["num_rx_queues"]) == (1, 1)
+
+
+def test_what_is_asked_for_alone_is_read_and_the_index_too(route: Netlink) -> None:
+    route.request(bridges.add("cni0", up=True, mac=MAC))
+    (answer,) = route.request(links.query("cni0"))
+    whole, part = links.parse(answer or b""), links.parse(answer or b"", "mac", "operstate")
+    assert (part.index, part.flags, part.mac, part.operstate) == (whole.index, whole.flags, MAC, whole.operstate)
+    assert (whole.kind, part.kind) == ("bridge", "")
+    assert links.parse(answer or b"", "alias", "mac") == whole  # it has no alias, so all was read
+
+
 def test_deleting_one_end_takes_the_other(netns: Space, route: Netlink, pod: Space, pod_opened: Netns) -> None:
     route.request(veths.add("npabc", "eth0", peer_netns=pod_opened))
     route.request(links.delete("npabc"))

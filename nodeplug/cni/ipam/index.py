@@ -18,7 +18,6 @@ import os
 import time
 
 from nodeplug.core import files
-from nodeplug.core.errors import Malformed
 from nodeplug.core.naming import digest
 
 TYPE_CHECKING = False
@@ -39,8 +38,8 @@ class Index:
     def is_current(self) -> bool:
         """Whether it holds all there is."""
         try:
-            return files.read_bounded(f"{self._home}/{_STAMP}", 128) == self._times()
-        except (OSError, Malformed):
+            return files.read_small(f"{self._home}/{_STAMP}", 128) == self._times()
+        except OSError:
             return False
 
     def find(self, holder: str) -> list[str] | None:

@@ -155,8 +155,8 @@ class Leases:
     def last(self, number: int) -> Ip | None:
         """The address given last in range set `number`, where that is known."""
         try:
-            return Ip.parse(files.read_bounded(self._last_path(number), 64).decode())
-        except (OSError, ValueError, Malformed):
+            return Ip.parse(files.read_small(self._last_path(number), 64).decode())
+        except (OSError, ValueError):
             return None
 
     def remember(self, number: int, address: Ip) -> None:

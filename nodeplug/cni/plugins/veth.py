@@ -75,7 +75,8 @@ def connect(
 
 def new_mac() -> bytes:
     """A random MAC address, locally administered."""
-    return bytes((os.urandom(1)[0] & 0xFC | 0x02,)) + os.urandom(5)
+    drawn = os.urandom(6)
+    return bytes((drawn[0] & 0xFC | 0x02,)) + drawn[1:]
 
 
 def _spare_ipv6(name: str) -> None:

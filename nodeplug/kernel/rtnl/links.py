@@ -112,14 +112,19 @@ class Link(Record):
         return bool(self.flags & IFF_UP)
 
 
-def parse(payload: bytes) -> Link:
-    """The link in the payload of an RTM_NEWLINK or RTM_DELLINK message. Raises ValueError when it holds none."""
+def parse(payload: bytes, *only: str) -> Link:
+    """The link in the payload of an RTM_NEWLINK or RTM_DELLINK message. Raises ValueError when it holds none.
+
+    With names of fields it is read no further than until it has those; others may be missing then, but for the index
+    and the flags.
+    """
     end = len(payload)
     if end < _IFINFO.size:
         raise ValueError(f"a link message of {end} bytes")
     _family, _type, index, flags, _change = _IFINFO.unpack_from(payload)
     values: dict[str, object] = {"name": ""}
     offset = _IFINFO.size
+    missing = len(only)
     # Of some forty attributes a dozen matter: the others are passed over without being taken out.
     while offset + 4 <= end:
         length, type = _ATTR.unpack_from(payload, offset)
@@ -128,6 +133,10 @@ def parse(payload: bytes) -> Link:
         reader = _READERS.get(type & 0x3FFF)
         if reader is not None:
             values[reader[0]] = reader[1](payload[offset + 4 : offset + length])
+            if missing and reader[0] in only:
+                missing -= 1
+                if not missing:
+                    break
         offset += (length + 3) & -4
     values.update(values.pop("", ()))  # type: ignore[call-overload]  # what is nested in one
     return Link(index=index, flags=flags, **values)  # type: ignore[arg-type]  # as _READERS has them

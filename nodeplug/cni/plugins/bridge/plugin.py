@@ -66,10 +66,10 @@ class Bridge(Plugin):
                 )
             gateway = _ensure_gateways(host, bridge, request, result)
             _masquerade(request, result, undo)
-            bridge, port, *others = _finished(host, request, bridge, port, gateway)
+            now, end, *others = _finished(host, request, bridge, port, gateway)
             undo.commit()
         company.present().later(lambda: _announce(pod, port.parent, mac, result))
-        return with_macs(result, [bridge.mac, port.mac, mac], others)
+        return with_macs(result, [now.mac, end.mac, mac], others)
 
     def delete(self, request: DelRequest) -> None:
         _take_back(request, lambda: ports.disconnect(request), foreign=True)
@@ -196,7 +196,7 @@ def _masquerade(request: AddRequest, result: Result, undo: Undo) -> None:
 
 
 def _finished(host: Netlink, request: AddRequest, *found: Link | None) -> list[Link]:
-    """The bridge, the port and what else there is as they are now, the port labelled as one in use.
+    """The names and MAC addresses that the bridge, the port and what else there is have now; the port is labelled.
 
     Once frames pass between the pod and the bridge; a pod's end that is left down lets none pass. A bridge that
     somebody else made takes its first port's MAC address.
@@ -204,7 +204,7 @@ def _finished(host: Netlink, request: AddRequest, *found: Link | None) -> list[L
     label = hostlink.labelled(request.attachment.identity, request.attachment, finished=True)
     with doing("cannot read the links that were made", hints=HINTS):
         *answers, _ = host.request(*[links.query(link.index) for link in found if link is not None], label)
-    bridge, port, *others = [links.parse(answer or b"") for answer in answers]
+    bridge, port, *others = [links.parse(answer or b"", "name", "mac", "operstate") for answer in answers]
     if not request.config.disable_container_interface:
         port = ports.wait_until_forwarding(host, port)
     return [bridge, port, *others]
