@@ -23,7 +23,7 @@ from nodeplug.cni.contract import (
     StatusRequest,
 )
 from nodeplug.cni.delegate import Executed, InProcess
-from nodeplug.core import errors, files, log, paths
+from nodeplug.core import company, errors, files, log, paths
 from nodeplug.core.call import Answer
 from nodeplug.core.errors import ConfigInvalid, Error, Internal
 from nodeplug.core.naming import digest
@@ -320,10 +320,14 @@ class _Service:
 
     def _add(self, plugin: Plugin, request: AddRequest) -> bytes:
         result = plugin.add(request)
+
+        def take_back() -> None:
+            made = DelRequest(**request.__dict__, netns_path=request.netns.path)
+            self._remove(made, lambda: type(plugin)().delete(made))
+
         with Undo() as undo:
             # A version may have no words for what was made, and then nobody knows of it who would delete it.
-            made = DelRequest(**request.__dict__, netns_path=request.netns.path)
-            undo.push(lambda: self._remove(made, lambda: type(plugin)().delete(made)))
+            undo.push(take_back)
             written = protocol.write_result(result, request.version)
             undo.commit()
         return written
@@ -340,7 +344,7 @@ class _Service:
         for sentence in self.warnings:
             self.log.write(log.Event(**common, level="warning", outcome="note", message=sentence))
         if error is None:
-            self.log.write(log.Event(**common, duration_ms=duration))
+            company.present().later(lambda: self.log.write(log.Event(**common, duration_ms=duration)))
         else:
             code = protocol.error_code(error, self.command)
             event = log.Event(

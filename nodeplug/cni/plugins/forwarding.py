@@ -5,6 +5,8 @@ Shared by the plugins whose pods are routed by the host.
 
 from __future__ import annotations
 
+import time
+
 from nodeplug.core import company
 from nodeplug.core.errors import doing
 from nodeplug.kernel import sysctl
@@ -14,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+_FRESH = 10
+"""Seconds for which it is known what the host's own rules do: their owner does not change them for each pod."""
 _SWITCHES = {4: ("net", "ipv4", "ip_forward"), 6: ("net", "ipv6", "conf", "all", "forwarding")}
 
 
@@ -26,12 +30,17 @@ def enable(families: Iterable[int]) -> None:
 
 def warn_where_dropped(families: Collection[int], warn: Callable[[str], None]) -> None:
     """Tell of a host whose own rules drop by default what it is to forward. No fault of an ADD, which goes on."""
+    now = int(time.monotonic()) // _FRESH
+    sentence = company.present().recall((_dropped, *sorted(families), now), lambda: _dropped(families))
+    if sentence:
+        warn(sentence)
+
+
+def _dropped(families: Collection[int]) -> str:
     from nodeplug.cni.filter.forward import dropped
 
     try:
         with company.present().lend(netfilter) as netlink:
-            sentence = dropped(netlink, families)
+            return dropped(netlink, families)
     except OSError:
-        return  # no nf_tables, so nothing of it drops
-    if sentence:
-        warn(sentence)
+        return ""  # no nf_tables, so nothing of it drops
