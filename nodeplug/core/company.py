@@ -1,18 +1,18 @@
-"""What calls that one process serves at the same time do for each other. A process with a single call does all alone.
+"""What a process that serves many calls does for each of them. A process with a single call does all alone.
 
 Whoever waits, deletes or opens something costly asks `present()` for it, wherever he is called from; the worker gives
 its threads a company of their own (`join`), and nobody else has to know. What is kept here belongs to the thread.
 
     with company.present().waiting():            # others may run meanwhile
         time.sleep(pause)
-    company.present().together(delete_links, name)   # in one go with what others bring at the same time
+    done = company.present().aside(delete)   # by another thread, while this one looks for what it has brought about
     with company.present().lend(open_netfilter) as netlink:   # kept for the next one where there is a next
     company.present().later(announce)            # when the caller has his answer
 """
 
 from __future__ import annotations
 
-from _thread import _local
+from _thread import _local, allocate_lock, start_new_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,9 +26,37 @@ if TYPE_CHECKING:
         def close(self) -> None: ...
 
     T = TypeVar("T")
-    R = TypeVar("R")
     C = TypeVar("C", bound=Closing)
-    Work = Callable[[list[T]], list[R | Exception]]
+
+
+class Job:
+    """Work that one thread does and another may wait for."""
+
+    __slots__ = ("_ended", "_error", "_work")
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self._error: Exception | None = None
+        self._ended = allocate_lock()
+        self._ended.acquire()
+
+    def run(self) -> None:
+        """Do it. Raises nothing."""
+        try:
+            self._work()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._ended.release()
+
+    def over(self, within: float) -> bool:
+        """Whether it has been done, for which `within` seconds are waited. Raises what it raised."""
+        if not self._ended.acquire(timeout=within):
+            return False
+        self._ended.release()
+        if self._error is not None:
+            raise self._error
+        return True
 
 
 class Company:
@@ -38,16 +66,18 @@ class Company:
         """In a `with` block: the thread only waits (for a lock, a child, the kernel), and others may run instead."""
         return _NOTHING
 
-    def together(self, work: Work[T, R], item: T) -> R:
-        """Have `work` done for `item`, in one go with the items that others bring meanwhile; returns its outcome.
+    def aside(self, work: Callable[[], object]) -> Job:
+        """Have `work` done by another thread: a call of the kernel that comes back long after it has had its effect.
 
-        `work` takes items and returns as many outcomes in their order; an exception among them is raised for its item
-        alone. Those who name the same function are brought together.
+        Who asked finds out about the effect by himself, and need not wait for the end then; but no process ends before
+        the kernel has let go of all its threads.
         """
-        (outcome,) = work([item])
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        job = Job(work)
+        try:
+            start_new_thread(job.run, ())
+        except RuntimeError:  # as many processes and threads as there may be
+            job.run()
+        return job
 
     def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
         """In a `with` block: what `make()` makes, for nobody else in that time; the same `make` means the same kind.

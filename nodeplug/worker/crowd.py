@@ -1,4 +1,4 @@
-"""The calls that the worker serves at once, and what they do for each other: turns, groups, loans.
+"""The calls that the worker serves at once, and what they share: turns, loans, what is known, threads that wait.
 
 A thread of the pool takes a `Seat` and joins it as its company (`nodeplug.core.company`). Only a few seats hold a turn,
 and Python runs with one: 32 runnable threads would spend nearly half of their time on handing the interpreter around.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar, cast
 
 from nodeplug.core.company import Company
-from nodeplug.worker.group import Group
+from nodeplug.worker.aside import Asides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from contextlib import AbstractContextManager
 
-    from nodeplug.core.company import R, T, Work
+    from nodeplug.core.company import Job, T
 
 
 class Closing(Protocol):
@@ -43,15 +43,10 @@ class Crowd:
         for _ in range(running):
             self.turns.put(None)
         self._lock = threading.Lock()
-        self._groups: dict[object, Group[Any, Any]] = {}
         self._spare: dict[object, list[Closing]] = {}
         self._known: dict[Hashable, object] = {}
         self._turns: dict[str, threading.Lock] = {}
-
-    def group(self, work: Work[T, R]) -> Group[T, R]:
-        """The group of those who want `work` done."""
-        with self._lock:
-            return self._groups.setdefault(work, Group(work))
+        self.asides = Asides()
 
     def borrow(self, make: Callable[[], C]) -> C:
         """One that was returned, or a new one."""
@@ -89,6 +84,7 @@ class Crowd:
 
     def close(self) -> None:
         """Close what is kept."""
+        self.asides.close()
         with self._lock:
             kept = [lent for spare in self._spare.values() for lent in spare]
             self._spare.clear()
@@ -116,9 +112,8 @@ class Seat(Company):
     def waiting(self) -> AbstractContextManager[None]:
         return _Pause(self) if self._running else super().waiting()
 
-    def together(self, work: Work[T, R], item: T) -> R:
-        with self.waiting():
-            return self._crowd.group(work).commit(item)
+    def aside(self, work: Callable[[], object]) -> Job:
+        return self._crowd.asides.do(work)
 
     def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
         return _Loan(self._crowd, make)

@@ -1,13 +1,17 @@
-"""Several links deleted in one go: only those that were asked for, whatever else is in their group."""
+"""One link deleted and known to be gone; several in one go, and only those that were asked for."""
 
 from __future__ import annotations
 
 import os
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from nodeplug.core import company
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Message, Netlink
+from nodeplug.kernel.netns import Netns
 from nodeplug.kernel.rtnl import deletes, links, veths
 from tests.needs import needs
 from tests.space import Space
@@ -23,28 +27,84 @@ def make(route: Netlink, *names: str) -> None:
     route.request(*[veths.add(name, f"peer{name}") for name in names])
 
 
+@pytest.mark.parametrize("which", ["a", 0], ids=["by name", "by index"])
+def test_one_is_gone_with_all_it_had_when_its_deletion_returns(netns: Space, which: int | str) -> None:
+    with opened(netns) as route:
+        for _ in range(20):
+            make(route, "a")
+            route.request(links.set("a", up=True), links.set("peera", up=True))
+            netns.run("ip", "addr", "add", "10.9.0.1/24", "dev", "a").ok()
+            found = links.find(route, "a")
+            assert found is not None
+            wanted = which or found.index
+            assert netns.call(lambda wanted=wanted: deletes.delete(route, wanted))  # type: ignore[misc]  # of this round
+            assert netns.links() == {"lo"}
+            assert not netns.run("ip", "route", "show", "table", "all", "10.9.0.0/24").ok().stdout
+        assert not netns.call(lambda: deletes.delete(route, "a"))
+        assert not netns.call(lambda: deletes.delete(route, "way too long a name"))
+
+
+def test_one_in_another_namespace_is_deleted_there(netns: Space, pod: Space, pod_opened: Netns) -> None:
+    with opened(netns) as host, Netlink(NETLINK_ROUTE, netns=pod_opened) as inside:
+        host.request(veths.add("a", "eth0", peer_netns=pod_opened))
+        assert netns.call(lambda: deletes.delete(inside, "eth0"))
+        assert (netns.links(), pod.links()) == ({"lo"}, {"lo"})
+
+
+def test_one_that_the_kernel_does_not_delete_is_told(netns: Space) -> None:
+    with opened(netns) as route, pytest.raises(OSError, match="not supported"):
+        netns.call(lambda: deletes.delete(route, "lo"))
+
+
+def test_those_who_delete_the_same_link_at_once_all_find_it_gone(netns: Space) -> None:
+    with opened(netns) as route:
+        for _ in range(5):
+            make(route, "a")
+            ready = threading.Barrier(4, timeout=20)
+
+            def one(_number: int, ready: threading.Barrier = ready) -> set[str]:
+                with opened(netns) as own:
+                    ready.wait()
+                    netns.call(lambda: deletes.delete(own, "a"))
+                    return {link.name for link in links.dump(own)}
+
+            with ThreadPoolExecutor(4) as pool:
+                assert list(pool.map(one, range(4))) == [{"lo"}] * 4
+
+
+def test_where_no_thread_can_be_had_the_caller_waits(netns: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(company, "start_new_thread", refuse)
+    with opened(netns) as route:
+        make(route, "a")
+        assert netns.call(lambda: deletes.delete(route, "a"))
+        assert netns.links() == {"lo"}
+
+
 def test_each_is_deleted_and_what_was_not_there_is_told(netns: Space) -> None:
     with opened(netns) as route:
         make(route, "a", "b", "c")
         wanted = ["a", "gone", "b", "way too long a name", "a"]
-        assert deletes.delete([(route, name) for name in wanted]) == [True, False, True, False, True]
+        assert deletes.delete_all(route, list(wanted)) == [True, False, True, False, True]
         assert netns.links() == {"lo", "c", "peerc"}
-        assert deletes.delete([(route, "c")]) == [True]
-        assert deletes.delete([(route, "c")]) == [False]
-        assert deletes.delete([(route, "x"), (route, "y")]) == [False, False]
+        assert deletes.delete_all(route, ["c"]) == [True]
+        assert deletes.delete_all(route, ["c"]) == [False]
+        assert deletes.delete_all(route, ["x", "y"]) == [False, False]
 
 
 def test_both_ends_of_one_pair_may_be_asked_for(netns: Space) -> None:
     with opened(netns) as route:
         make(route, "a", "b")
-        assert deletes.delete([(route, "a"), (route, "peera"), (route, "b")]) == [True, True, True]
+        assert deletes.delete_all(route, ["a", "peera", "b"]) == [True, True, True]
         assert netns.links() == {"lo"}
 
 
 def test_one_that_cannot_be_deleted_does_not_fail_the_others(netns: Space) -> None:
     with opened(netns) as route:
         make(route, "a", "b")
-        first, lo, second = deletes.delete([(route, "a"), (route, "lo"), (route, "b")])
+        first, lo, second = deletes.delete_all(route, ["a", "lo", "b"])
         assert (first, second) == (True, True)
         assert isinstance(lo, OSError)
         assert netns.links() == {"lo"}
@@ -77,7 +137,7 @@ def test_a_foreign_link_in_the_number_that_was_made_up_survives(netns: Space, mo
         numbers = iter([b"\x12\x34", b"\x12\x34", b"\x56\x78"])
         monkeypatch.setattr(os, "urandom", lambda _size: next(numbers))
         route.request(links.set("foreign", group=0x6E701234))
-        assert deletes.delete([(route, "a"), (route, "b")]) == [True, True]
+        assert deletes.delete_all(route, ["a", "b"]) == [True, True]
         assert netns.links() == {"lo", "foreign", "peerforeign"}
         found = links.find(route, "foreign")
         assert found is not None and found.group == 0x6E701234
@@ -91,7 +151,7 @@ def test_links_that_somebody_takes_out_of_the_group_are_deleted_all_the_same(net
             other.request(links.set("b", group=0))
 
         with netns.call(lambda: Meddling(take_out, before="link delete group")) as route:
-            assert deletes.delete([(route, name) for name in "abc"]) == [True, True, True]
+            assert deletes.delete_all(route, list("abc")) == [True, True, True]
             assert route.left == 0
         assert netns.links() == {"lo"}
 
@@ -107,7 +167,7 @@ def test_what_a_killed_process_left_in_a_group_is_put_back_by_name(netns: Space)
             raise Killed
 
         with netns.call(lambda: Meddling(kill, before="link delete group")) as dying, pytest.raises(Killed):
-            deletes.delete([(dying, "npa"), (dying, "npb")])
+            deletes.delete_all(dying, ["npa", "npb"])
         route.request(links.set("other", group=0x6E700001), links.set("npfree", group=7))
         assert sorted(deletes.restore_leftovers(route, "np")) == ["npa", "npb"]
         groups = {link.name: link.group for link in links.dump(route)}
@@ -119,7 +179,7 @@ def test_a_link_keeps_the_group_its_owner_gave_it_when_the_batch_fails(netns: Sp
     with opened(netns) as route:
         make(route, "a")
         route.request(links.set("a", group=42), links.set("lo", group=43))
-        deletes.delete([(route, "a"), (route, "lo")])
+        deletes.delete_all(route, ["a", "lo"])
         found = links.find(route, "lo")
         assert found is not None and found.group == 43
 
@@ -133,6 +193,6 @@ def test_a_hundred_links_in_random_batches(netns: Space, seed: int) -> None:
         left = set(names)
         while left:
             batch = chance.sample(names, min(chance.randint(1, 64), 100))
-            assert deletes.delete([(route, name) for name in batch]) == [name in left for name in batch]
+            assert deletes.delete_all(route, list(batch)) == [name in left for name in batch]
             left -= set(batch)
         assert netns.links() == {"lo"}

@@ -1,4 +1,4 @@
-"""What calls under way at once do for each other: groups, turns, loans."""
+"""What calls under way at once do for each other: turns, loans."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 
 from nodeplug.core import company
 from nodeplug.worker.crowd import Crowd, Seat
-from nodeplug.worker.group import Group
-from tests.child import until
 
 
 def in_threads(count: int, body: Callable[[int], None]) -> None:
@@ -20,94 +18,6 @@ def in_threads(count: int, body: Callable[[int], None]) -> None:
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
-
-
-class Work:
-    """Doubles its items; the first batch waits until it is let go."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-        self.go = threading.Event()
-
-    def __call__(self, items: list[int]) -> list[int | Exception]:
-        self.batches.append(items)
-        assert self.go.wait(20)
-        return [ValueError(f"no {item}") if item % 10 == 9 else item * 2 for item in items]
-
-
-def test_one_alone_waits_for_nobody() -> None:
-    group: Group[int, int] = Group(lambda items: [item + 1 for item in items])
-    assert group.commit(1) == 2
-    assert group.commit(5) == 6
-
-
-def test_those_who_come_meanwhile_form_the_next_group() -> None:
-    work = Work()
-    group: Group[int, int] = Group(work, most=8)
-    results: dict[int, int] = {}
-
-    def one(number: int) -> None:
-        try:
-            results[number] = group.commit(number)
-        except ValueError:
-            results[number] = -1
-
-    first = threading.Thread(target=one, args=(0,))
-    first.start()
-    until(lambda: work.batches, "the first leads")
-    others = [threading.Thread(target=one, args=(n,)) for n in range(1, 21)]
-    for thread in others:
-        thread.start()
-    until(lambda: len(group._queued) == 20, "the others are queued")
-    work.go.set()
-    for thread in (first, *others):
-        thread.join(20)
-    assert results == {n: -1 if n % 10 == 9 else n * 2 for n in range(21)}
-    assert [len(batch) for batch in work.batches] == [1, 8, 8, 4]
-
-
-def test_a_batch_that_fails_whole_is_done_one_by_one() -> None:
-    calls: list[list[int]] = []
-
-    def work(items: list[int]) -> list[int | Exception]:
-        calls.append(items)
-        if 3 in items:
-            raise OSError(f"{items}")
-        return list(items)
-
-    group: Group[int, int] = Group(work)
-    held = threading.Event()
-    slow: Group[int, int] = Group(lambda items: work(items) if held.wait(20) else [])
-    results: list[object] = [None] * 6
-
-    def one(number: int) -> None:
-        try:
-            results[number] = slow.commit(number)
-        except OSError as error:
-            results[number] = str(error)
-
-    threads = [threading.Thread(target=one, args=(n,)) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    held.set()
-    for thread in threads:
-        thread.join(20)
-    assert results == [0, 1, 2, "[3]", 4, 5]
-    with pytest.raises(OSError, match="3"):
-        group.commit(3)
-    assert group.commit(4) == 4
-
-
-def test_many_threads_each_get_their_own() -> None:
-    group: Group[int, int] = Group(lambda items: [item * 3 for item in items], most=5)
-    found: list[int] = [0] * 40
-
-    def one(number: int) -> None:
-        for _ in range(50):
-            found[number] = group.commit(number)
-            assert found[number] == number * 3
-
-    in_threads(40, one)
 
 
 def test_only_so_many_run_at_once_and_who_waits_lets_others_run() -> None:
@@ -180,9 +90,6 @@ def test_alone_all_is_done_at_once_and_nothing_is_kept() -> None:
     with alone.lend(Thing), alone.waiting():
         assert Thing.closed == 0
     assert Thing.closed == 1
-    assert alone.together(lambda items: [item + 1 for item in items], 1) == 2
-    with pytest.raises(KeyError):
-        alone.together(lambda items: [KeyError("x")], 1)
 
 
 def test_a_threads_company_is_its_own() -> None:

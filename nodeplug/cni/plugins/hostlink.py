@@ -88,19 +88,9 @@ def is_leftover(link: Link | None, attachment: Attachment) -> bool:
 
 def remove(route: Netlink, which: int | str) -> bool:
     """Delete a link, and with it the other end of a veth; False when it was not there."""
-    with doing(f"cannot delete link {which}", hints=HINTS):
-        if route.netns is not None:
-            with company.present().waiting():
-                (outcome,) = _delete([(route, which)])
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
-        return company.present().together(_delete, (route, which))
-
-
-def _delete(wanted: list[tuple[Netlink, int | str]]) -> list[bool | Exception]:
-    with company.present().by_turns(LINKS):
-        return deletes.delete(wanted)
+    here = company.present()
+    with doing(f"cannot delete link {which}", hints=HINTS), here.waiting(), here.by_turns(LINKS):
+        return deletes.delete(route, which)
 
 
 def remove_stale(network: str, valid: Collection[Attachment]) -> None:
@@ -110,7 +100,8 @@ def remove_stale(network: str, valid: Collection[Attachment]) -> None:
         stale = [link for link, whose in found if whose is not None and whose.network == network and whose not in valid]
         failures: list[Exception] = []
         for start in range(0, len(stale), _TOGETHER):
-            outcomes = _delete([(route, link.index) for link in stale[start : start + _TOGETHER]])
+            with company.present().by_turns(LINKS):
+                outcomes = deletes.delete_all(route, [link.index for link in stale[start : start + _TOGETHER]])
             failures += [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         for failure in failures:
             raise failure

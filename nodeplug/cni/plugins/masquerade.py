@@ -30,37 +30,13 @@ def add(request: AddRequest, addresses: Iterable[Net]) -> None:
         table.add(Owner.of(request.attachment, request.netns), plan.masquerade(request.network, addresses))
 
 
-def remove(request: AttachmentRequest) -> None:
-    """Nothing there is success."""
-    removal = Removal(request)
-    removal.begin()
-    removal.end()
-
-
-class Removal:
-    """`begin` takes effect; `end` waits until the kernel has freed what was removed, some 15 ms after `begin`.
-
-    So what else takes time goes between the two. `end` is called in any case.
-    """
-
-    def __init__(self, request: AttachmentRequest) -> None:
-        self._request = request
-        self._filtering: Filtering | None = None
-        self.needed = Index().has(request.attachment.identity, plan.MASQUERADE)
-        """Whether there is anything to remove."""
-
-    def begin(self) -> None:
-        """Raises the errors of `nodeplug.core.errors`."""
-        if self.needed:
-            opened = _table(self._request)
-            table = opened.__enter__()
-            self._filtering = opened
-            table.remove(self._request.attachment, plan.MASQUERADE)
-
-    def end(self) -> None:
-        """Wait, where there is anything to wait for."""
-        if self._filtering is not None:
-            self._filtering.__exit__(None, None, None)
+def remove(request: AttachmentRequest) -> bool:
+    """Whether there was anything to remove. Raises the errors of `nodeplug.core.errors`."""
+    if not Index().has(request.attachment.identity, plan.MASQUERADE):
+        return False
+    with _table(request) as table:
+        table.remove(request.attachment, plan.MASQUERADE)
+    return True
 
 
 def check(request: CheckRequest) -> None:

@@ -1,10 +1,13 @@
-"""Deleting links of the host, several in one go: each deletion alone waits for the kernel's grace period (15 ms).
+"""Deleting links, without waiting longer than it takes until they are gone.
 
-`delete` is work for `core.company`: one link is deleted plainly, many by a group of their own. A group delete takes
-every member, foreign ones too, and fails whole on one that cannot be deleted; so the group's number is made up for the
-occasion, who is in it is looked at before, and what is left afterwards is deleted singly.
+A deleted link is gone within a millisecond: nobody finds it any more, it passes no packet, its name is free, its
+addresses and routes have gone with it. Who sent the message waits some fifteen more, until the kernel has freed what it
+was made of. `delete` has a thread beside (`core.company`) do that waiting, and returns when the link is gone: it asks
+for it, and the kernel answers once it is done with the links that it was at.
 
-    company.present().together(deletes.delete, (route, name))    # True, or False where there was none
+`delete_all` deletes many for one caller, by a group of their own: their freeing takes the time of one. A group delete
+takes every member, foreign ones too, and fails whole on one that cannot be deleted; so the group's number is made up
+for the occasion, who is in it is looked at before, and what is left afterwards is deleted singly.
 """
 
 from __future__ import annotations
@@ -13,31 +16,51 @@ import errno
 import os
 import struct
 
-from nodeplug.kernel.netlink import NetlinkError
+from nodeplug.core import company
+from nodeplug.kernel import netlink
+from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink, NetlinkError
 from nodeplug.kernel.rtnl import links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nodeplug.kernel.netlink import Message, Netlink
+    from collections.abc import Callable
+
+    from nodeplug.core.company import Job
+    from nodeplug.kernel.netlink import Message
     from nodeplug.kernel.rtnl.links import Link
 
 _OURS = 0x6E700000
 """What our numbers have in common, in their upper half ("np"): by it the leftovers of a killed process are known."""
 
+_BEGUN = 0.0002
+"""Seconds in which a thread beside this one has begun. Who asks after that is kept waiting by the kernel."""
+
+_LONGEST_PAUSE = 0.01
 _ATTEMPTS = 4
 _GROUP = struct.Struct("=HHI")
 _IFLA_GROUP = 27
 
 
-def delete(wanted: list[tuple[Netlink, int | str]]) -> list[bool | Exception]:
-    """Delete links, each by index or name; for each whether it was there, or why it could not be deleted.
+def delete(route: Netlink, which: int | str) -> bool:
+    """Delete a link; False when there is none. Raises `NetlinkError` where it cannot be deleted."""
+    (found,) = _look([which], route)
+    if isinstance(found, Exception):
+        raise found
+    if found is None:
+        return False
+    # By its index: another link may have the name as soon as this one is gone.
+    done = company.present().aside(_request(route, links.delete(found.index)))
+    pause = _BEGUN
+    while not _over(done, pause):
+        if _look([found.index], route) == [None]:
+            return True
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    return True
 
-    The sockets are all of one network namespace, and that of the first is used.
-    """
-    route = wanted[0][0]
-    if len(wanted) == 1:
-        return [_outcome(route.attempt(links.delete(wanted[0][1]))[0])]
-    found = _look([which for _, which in wanted], route)
+
+def delete_all(route: Netlink, wanted: list[int | str]) -> list[bool | Exception]:
+    """Delete links, each by index or name; for each whether it was there, or why it could not be deleted."""
+    found = _look(wanted, route)
     distinct = {link.index: link for link in found if isinstance(link, links.Link)}
     if len(distinct) > 1:
         _delete_group(route, list(distinct.values()))
@@ -60,6 +83,33 @@ def restore_leftovers(route: Netlink, prefix: str) -> list[str]:
     stale = [link for link in links.dump(route) if link.name.startswith(prefix) and link.group & 0xFFFF0000 == _OURS]
     route.attempt(*[links.set(link.index, group=0) for link in stale])
     return [link.name for link in stale]
+
+
+def _request(route: Netlink, message: Message) -> Callable[[], None]:
+    """What requests it by another socket of the same namespace, wherever the thread is that calls it."""
+    here = company.present()
+    lent = here.lend(netlink.route) if route.netns is None else Netlink(NETLINK_ROUTE, netns=route.netns)
+    other = lent.__enter__()
+
+    def request() -> None:
+        try:
+            other.request(message)
+        except OSError as error:
+            lent.__exit__(OSError, error, None)
+            raise
+        lent.__exit__(None, None, None)
+
+    return request
+
+
+def _over(done: Job, within: float) -> bool:
+    """Whether the kernel has answered. Raises what it refused; that somebody else was quicker is none."""
+    try:
+        return done.over(within)
+    except NetlinkError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return True
 
 
 def _look(wanted: list[int | str], route: Netlink) -> list[Link | Exception | None]:

@@ -6,8 +6,6 @@ netns. The bridge belongs to the node: no command takes it away.
 
 from __future__ import annotations
 
-import os
-
 from nodeplug.cni.contract import Plugin
 from nodeplug.cni.plugins import addressing, forwarding, hostlink, veth
 from nodeplug.cni.plugins.bridge import device, ports
@@ -15,7 +13,8 @@ from nodeplug.cni.plugins.bridge.config import BridgeConf, validate
 from nodeplug.cni.plugins.bridge.plan import gateways, planned, with_macs
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.keys import requested_mac
-from nodeplug.core import company, paths
+from nodeplug.cni.plugins.withdrawal import may_be_foreign, withdraw
+from nodeplug.core import company
 from nodeplug.core.errors import doing
 from nodeplug.core.steps import Steps
 from nodeplug.core.undo import Undo
@@ -72,7 +71,7 @@ class Bridge(Plugin):
         return with_macs(result, [now.mac, end.mac, mac], others)
 
     def delete(self, request: DelRequest) -> None:
-        _take_back(request, lambda: ports.disconnect(request), foreign=True)
+        _withdraw(request, lambda: ports.disconnect(request), foreign=True)
 
     def check(self, request: CheckRequest) -> None:
         from nodeplug.cni.plugins.bridge import verify
@@ -104,30 +103,11 @@ class Bridge(Plugin):
             request.ipam.status()
 
 
-def _take_back(request: AttachmentRequest, disconnect: Callable[[], object], *, foreign: bool = False) -> None:
-    """All that the attachment has; with `foreign` also where the reference plugin made it.
-
-    Each step is tried; an address is released only once no link has it.
-    """
-    from nodeplug.cni.plugins.masquerade import Removal
-
-    steps = Steps()
-    # Deleted elements and links both take the kernel some 15 ms to free, which it can do at the same time.
-    masquerade = Removal(request)
-    foreign = foreign and not masquerade.needed and not ports.is_guarded(request.attachment.identity)
-    steps.run(masquerade.begin)
-    gone = steps.run(disconnect)
-    if gone and request.ipam is not None:
-        steps.run(request.ipam.delete)
-    steps.run(lambda: _unguard(request))
-    steps.run(masquerade.end)
-    asked = request.config.ip_masq or request.config.macspoofchk
-    if foreign and (asked or not os.path.lexists(paths.NO_REFERENCE)):
-        from nodeplug.cni.plugins import podaddresses
-        from nodeplug.cni.plugins.bridge import takeover
-
-        steps.run(lambda: takeover.remove_rules(request.attachment, podaddresses.packed(request.prev_result)))
-    steps.close()
+def _withdraw(request: AttachmentRequest, disconnect: Callable[[], object], *, foreign: bool = False) -> None:
+    config: BridgeConf = request.config
+    foreign = foreign and not ports.is_guarded(request.attachment.identity)
+    foreign = foreign and may_be_foreign(ruled=config.ip_masq or config.macspoofchk)
+    withdraw(request, disconnect, besides=lambda: _unguard(request), foreign=foreign)
 
 
 def _inside(request: AddRequest) -> Netlink:
@@ -142,7 +122,7 @@ def _ensure_bridge(host: Netlink, request: AddRequest) -> Link:
         bridge, leftover = links.find_each(host, config.bridge, request.attachment.identity)
     if leftover is not None and hostlink.is_leftover(leftover, request.attachment):
         request.warn(f"replaced link {leftover.name}, which an ADD that was killed left behind")
-        _take_back(request, lambda: hostlink.remove(host, leftover.index))
+        _withdraw(request, lambda: hostlink.remove(host, leftover.index))
     return device.ensure(host, bridge, config)
 
 

@@ -7,14 +7,13 @@ netns. The host's address and routes end with the link.
 from __future__ import annotations
 
 import errno
-import os
 
 from nodeplug.cni.contract import Plugin
 from nodeplug.cni.plugins import addressing, forwarding, hostlink, veth
 from nodeplug.cni.plugins.hostlink import HINTS
 from nodeplug.cni.plugins.ptp import plan
 from nodeplug.cni.plugins.ptp.config import PtpConf
-from nodeplug.core import paths
+from nodeplug.cni.plugins.withdrawal import may_be_foreign, withdraw
 from nodeplug.core.errors import Refused, doing
 from nodeplug.core.inet import Ip
 from nodeplug.core.steps import Steps
@@ -25,11 +24,8 @@ from nodeplug.kernel.rtnl import addresses, links, routes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from nodeplug.cni.contract import (
         AddRequest,
-        AttachmentRequest,
         CheckRequest,
         DelRequest,
         GcRequest,
@@ -63,7 +59,8 @@ class Ptp(Plugin):
         return plan.with_macs(result, end, inner)
 
     def delete(self, request: DelRequest) -> None:
-        _take_back(request, lambda: veth.disconnect(request, _is_point_to_point), foreign=True)
+        foreign = may_be_foreign(ruled=request.config.ip_masq)
+        withdraw(request, lambda: veth.disconnect(request, _is_point_to_point), foreign=foreign)
 
     def check(self, request: CheckRequest) -> None:
         from nodeplug.cni.plugins.ptp import verify
@@ -98,29 +95,6 @@ class Ptp(Plugin):
             request.ipam.status()
 
 
-def _take_back(request: AttachmentRequest, disconnect: Callable[[], object], *, foreign: bool = False) -> None:
-    """All that the attachment has; with `foreign` also where the reference plugin made it.
-
-    Each step is tried; an address is released only once no link has it.
-    """
-    from nodeplug.cni.plugins.masquerade import Removal
-
-    steps = Steps()
-    # Deleted elements and links both take the kernel some 15 ms to free, which it can do at the same time.
-    masquerade = Removal(request)
-    steps.run(masquerade.begin)
-    gone = steps.run(disconnect)
-    if gone and request.ipam is not None:
-        steps.run(request.ipam.delete)
-    steps.run(masquerade.end)
-    if foreign and not masquerade.needed and (request.config.ip_masq or not os.path.lexists(paths.NO_REFERENCE)):
-        from nodeplug.cni.plugins import podaddresses
-        from nodeplug.cni.plugins.bridge import takeover
-
-        steps.run(lambda: takeover.remove_rules(request.attachment, podaddresses.packed(request.prev_result)))
-    steps.close()
-
-
 def _is_point_to_point(host: Netlink, end: Link) -> bool:
     """Whether a veth's end on the host, which somebody else made, is as ptp leaves it: with a gateway and no bridge."""
     own = addresses.dump(host, index=end.index) if not end.master else []
@@ -138,7 +112,7 @@ def _make_room(host: Netlink, request: AddRequest) -> None:
         leftover = links.find(host, request.attachment.identity)
     if leftover is not None and hostlink.is_leftover(leftover, request.attachment):
         request.warn(f"replaced link {leftover.name}, which an ADD that was killed left behind")
-        _take_back(request, lambda: hostlink.remove(host, leftover.index))
+        withdraw(request, lambda: hostlink.remove(host, leftover.index), foreign=False)
 
 
 def _configure_pod(pod: Netlink, request: AddRequest, index: int, result: Result) -> Link:
