@@ -50,6 +50,10 @@ ACCESS = {"PVID", "Egress Untagged"}
         ({"vlanTrunk": [{"minID": 1, "maxID": 4094}]}, {1: ACCESS, **tagged(*range(2, 4095))}),
         ({"vlanTrunk": []}, {1: ACCESS}),
     ],
+    ids=[
+        *("vlan 100", "vlan 100 with preserveDefaultVlan", "vlan 1", "trunk 101,200-210"),
+        *("trunk with preserveDefaultVlan", "vlan and trunk", "trunk 1-4094", "empty trunk"),
+    ],
 )
 def test_a_port_carries_the_vlans_of_the_configuration(
     ledger: Ledger, netns: Space, config: dict[str, Any], expected: dict[int, set[str]]

@@ -131,6 +131,46 @@ def test_a_link_local_gateway_of_ipv6_may_serve_any_network(directory: Path) -> 
     assert addresses(ours("ADD", conf(directory, subnet="fd00::/64", gateway="fe80::1"))) == ["fd00::1/64"]
 
 
+@pytest.mark.parametrize(
+    ("subnet", "first", "last", "gateway"),
+    [
+        ("10.1.0.0/24", "10.1.0.1", "10.1.0.254", "10.1.0.1"),
+        ("10.1.0.128/25", "10.1.0.129", "10.1.0.254", "10.1.0.129"),
+        ("10.1.0.0/30", "10.1.0.1", "10.1.0.2", "10.1.0.1"),
+        ("fd00:1::/64", "fd00:1::1", "fd00:1::ffff:ffff:ffff:ffff", "fd00:1::1"),
+    ],
+    ids=["v4", "v4 masked", "v4 smallest", "v6"],
+)
+def test_a_range_without_ends_and_gateway_is_the_whole_network(
+    subnet: str, first: str, last: str, gateway: str
+) -> None:
+    (found,) = resolve([("$", [("$", RangeConf(subnet=Net.parse(subnet)))])], "1.0.0")[0].ranges
+    assert [found.first, found.last] == [Ip.parse(text).value for text in (first, last)]
+    assert found.gateway == Ip.parse(gateway)
+
+
+TURNS = {
+    "nowhere": (None, [2, 3, 4, 10, 11]),
+    "the start": (2, [3, 4, 10, 11, 2]),
+    "the middle": (3, [4, 10, 11, 2, 3]),
+    "a range's end": (4, [10, 11, 2, 3, 4]),
+    "the end": (11, [2, 3, 4, 10, 11]),
+}
+
+
+@pytest.mark.parametrize("after", TURNS)
+def test_a_turn_goes_round_from_after(after: str) -> None:
+    """Two ranges, of which one has the gateway that is passed over; a model has all others below."""
+    last, wanted = TURNS[after]
+    ends = (("10.1.0.1", "10.1.0.4"), ("10.1.0.10", "10.1.0.11"))
+    members = [
+        RangeConf(subnet=Net.parse(SUBNET), range_start=Ip.parse(low), range_end=Ip.parse(high)) for low, high in ends
+    ]
+    made = resolve([("$", [("$", member) for member in members])], "1.0.0")[0]
+    turn = [value - START for _, value in made.turn(None if last is None else Ip.of(START + last, 4))]
+    assert turn == wanted
+
+
 # Against a model, with networks small enough to look at all of it
 
 START = int(ipaddress.IPv4Address("10.1.0.0"))
