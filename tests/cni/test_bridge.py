@@ -48,7 +48,7 @@ def test_add_check_and_delete_in_every_version(
     assert (host_links(), netns.links(), network.leases()) == ({"cni0"}, {"lo"}, set())
 
 
-@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)])
+@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=["v4", "v6", "v4 and v6"])
 def test_bytes_go_both_ways_between_two_pods_and_between_pod_and_host(
     ledger: Ledger, netns: Space, families: tuple[int, ...]
 ) -> None:

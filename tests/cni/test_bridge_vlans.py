@@ -78,7 +78,7 @@ def test_pods_of_one_vlan_reach_each_other_and_no_other(ledger: Ledger) -> None:
     assert not reaches("10.5.0.4", elsewhere.port, space=pods[0], timeout=0.5)
 
 
-@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)])
+@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=["v4", "v6", "v4 and v6"])
 def test_the_gateway_of_a_vlan_is_a_link_of_its_own(ledger: Ledger, netns: Space, families: tuple[int, ...]) -> None:
     ledger.link("cni0.100")
     network = Network(ledger, type="bridge", vlan=100, isDefaultGateway=True, ipam=host_local(*families))
