@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from nodeplug.cni.filter.table import filtering
 from tests.child import Finished, run
 from tests.cni.calls import environment
-from tests.cni.hostports import GATEWAY, GATEWAY6, HOST, HOST6, NETWORK, Host, to
+from tests.cni.hostports import GATEWAY, GATEWAY6, HOST, HOST6, NETWORK, Host, Pod, to
 from tests.ledger import Ledger
 from tests.needs import needs
 from tests.sandbox import CHECKOUT
@@ -21,9 +21,20 @@ from tests.traffic import exchange
 pytestmark = needs("sandbox", "program:nft", "program:conntrack")
 
 
-@pytest.fixture
-def host(ledger: Ledger) -> Iterator[Host]:
-    yield Host.make(ledger)
+@pytest.fixture(scope="module")
+def host(module_ledger: Ledger) -> Host:
+    return Host.make(module_ledger)
+
+
+@pytest.fixture(scope="module")
+def pod(host: Host) -> Pod:
+    """10.99.0.2, fd99::2"""
+    return host.pod()
+
+
+@pytest.fixture(scope="module")
+def other(pod: Pod, host: Host) -> Pod:
+    return host.pod()
 
 
 def listed() -> list[dict[str, Any]]:
@@ -91,9 +102,10 @@ def hidden(kind: str) -> set[tuple[str, str]]:
     ],
     ids=["no keys", "iptables", "nftables", "markMasqBit", "externalSetMarkChain", "masqAll", "no snat"],
 )
-def test_rules_are_these_and_no_others_until_delete(host: Host, keys: dict[str, Any], wanted: set[Any]) -> None:
+def test_rules_are_these_and_no_others_until_delete(
+    host: Host, pod: Pod, other: Pod, keys: dict[str, Any], wanted: set[Any]
+) -> None:
     """hostIP of any address is none; the keys of iptables' marks change nothing, because nothing needs to be marked."""
-    pod, other = host.pod(), host.pod()
     host.add(other, to(7070, 70), **keys)
     others, common = elements(), rules()
     for _ in range(2):
@@ -103,10 +115,11 @@ def test_rules_are_these_and_no_others_until_delete(host: Host, keys: dict[str, 
     for _ in range(2):
         host.delete(pod)
         assert (elements(), rules()) == (others, common)
+    host.delete(other)
+    assert elements() == set()
 
 
-def test_check_counts_every_element_and_every_rule(host: Host) -> None:
-    pod = host.pod()
+def test_check_counts_every_element_and_every_rule(host: Host, pod: Pod) -> None:
     host.add(pod, *MAPPINGS)
     whole = elements()
     names = [item[kind]["name"] for item in listed() for kind in ("set", "map") if kind in item]
@@ -124,38 +137,41 @@ def test_check_counts_every_element_and_every_rule(host: Host) -> None:
         with filtering(warn=print) as table:
             table.repair()
     assert host.portmap("CHECK", pod, *MAPPINGS)[:2] == (0, None)
+    host.delete(pod)
 
 
 @pytest.mark.parametrize("anywhere", ["0.0.0.0", "::"], ids=["v4", "v6"])
-def test_masq_all_hides_those_outside_by_either_family(host: Host, anywhere: str) -> None:
+def test_masq_all_hides_those_outside_by_either_family(host: Host, pod: Pod, ledger: Ledger, anywhere: str) -> None:
     address, gateway = (HOST6, GATEWAY6) if anywhere == "::" else (HOST, GATEWAY)
-    pod = host.pod()
-    host.ledger.echo(pod.space, port=80, address=anywhere)
+    ledger.echo(pod.space, port=80, address=anywhere)
     host.add(pod, to(8080, 80), masqAll=True)
     for space in (host.outside, pod.space):
         assert exchange(address, 8080, space=space) == gateway
     host.delete(pod)
 
 
-def test_pods_that_are_deleted_at_once_by_processes_leave_nothing_and_keep_the_others(host: Host) -> None:
-    program = host.ledger.directory() / "portmap"
+def test_pods_that_are_deleted_at_once_by_processes_leave_nothing_and_keep_the_others(
+    host: Host, pod: Pod, other: Pod, directory: Path
+) -> None:
+    program = directory / "portmap"
     program.symlink_to(CHECKOUT / "bin" / "nodeplug-cni")
-    kept, *pods = (host.pod() for _ in range(9))
-    host.add(kept, to(7070, 70))
+    pods = [pod, *(host.pod() for _ in range(7))]
+    host.add(other, to(7070, 70))
     before = elements()
-    for n, pod in enumerate(pods):
-        host.add(pod, to(8000 + n, 80), to(9000 + n, 90, "udp"))
+    for n, each in enumerate(pods):
+        host.add(each, to(8000 + n, 80), to(9000 + n, 90, "udp"))
     config = json.dumps({"cniVersion": "1.0.0", "name": NETWORK, "type": "portmap"}).encode()
     done: list[Finished] = []
 
     def delete(container: str) -> None:
         done.append(run([program], env=environment("DEL", CNI_CONTAINERID=container, CNI_NETNS=None), stdin=config))
 
-    threads = [threading.Thread(target=delete, args=(pod.container,)) for pod in pods for _ in range(2)]
+    threads = [threading.Thread(target=delete, args=(each.container,)) for each in pods for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [(found.code, found.stdout) for found in done] == [(0, b"")] * len(threads)
     assert elements() == before
-    assert host.portmap("CHECK", kept, to(7070, 70))[0] == 0
+    assert host.portmap("CHECK", other, to(7070, 70))[0] == 0
+    host.delete(other)
