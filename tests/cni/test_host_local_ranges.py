@@ -55,7 +55,7 @@ REFUSED = [
     ),
     (
         ranges({"subnet": SUBNET}, {"subnet": "10.1.0.0/25"}),
-        "$.ipam.ranges[0][1]: range 10.1.0.1-10.1.0.126 overlaps with 10.1.0.1-10.1.0.254 of $.ipam.ranges[0][0]",
+        "ranges[0][1]: range 10.1.0.1-10.1.0.126 overlaps with 10.1.0.1-10.1.0.254 of $.ipam.ranges[0][0]",
     ),
     (
         {"subnet": SUBNET, "rangeEnd": "10.1.0.20", "ranges": [[{"subnet": SUBNET, "rangeStart": "10.1.0.20"}]]},
