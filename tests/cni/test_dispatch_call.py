@@ -15,6 +15,7 @@ from nodeplug.cni.contract import DelegateFailed
 from nodeplug.core import errors
 from tests.child import Finished, run
 from tests.cni.calls import COMMANDS, VERSIONS, ask, environment
+from tests.needs import needs
 from tests.sandbox import CHECKOUT
 
 CONFIG = {"cniVersion": "1.1.0", "name": "net", "cni.dev/valid-attachments": []}
@@ -95,23 +96,27 @@ def by_descriptor(program: Path, stdin: int, **env: str) -> Finished:
     return Finished((str(program),), done.returncode, done.stdout, done.stderr)
 
 
+@needs("sandbox")
 def test_version_needs_no_variable_and_reads_no_stdin(loopback: Path, silence: int) -> None:
     done = by_descriptor(loopback, silence, CNI_COMMAND="VERSION")
     assert (done.code, done.json()) == (0, {"cniVersion": "1.1.0", "supportedVersions": list(VERSIONS)})
 
 
+@needs("sandbox")
 def test_without_a_command_the_program_says_what_it_is_and_reads_no_stdin(loopback: Path, silence: int) -> None:
     done = by_descriptor(loopback, silence)
     assert (done.code, done.stdout) == (0, b"")
     assert b"loopback" in done.stderr and b"CNI protocol versions supported: 0.1.0" in done.stderr
 
 
+@needs("sandbox")
 def test_without_a_command_a_name_that_is_no_plugin_of_ours_is_an_error(loopback: Path) -> None:
     done = run([loopback.rename(loopback.with_name("lopback"))], env={})
     assert (done.code, done.json()["code"]) == (1, 7)
     assert "nodeplug has no CNI plugin 'lopback'" in done.json()["msg"]
 
 
+@needs("sandbox")
 def test_stdin_that_cannot_be_read_is_told(loopback: Path) -> None:
     with open(os.devnull, "wb") as only_for_writing:
         done = by_descriptor(loopback, only_for_writing.fileno(), **environment("ADD"))
