@@ -149,6 +149,20 @@ def test_a_range_without_ends_and_gateway_is_the_whole_network(
     assert found.gateway == Ip.parse(gateway)
 
 
+@pytest.mark.parametrize("asked", ["10.1.0.9", "10.1.0.21"], ids=["before the start", "after the end"])
+@pytest.mark.parametrize("plugin", BOTH)
+def test_an_address_of_the_network_outside_the_range_is_not_given(
+    plugin: Implementation, asked: str, directory: Path
+) -> None:
+    config = conf(directory, subnet=SUBNET, rangeStart="10.1.0.10", rangeEnd="10.1.0.20")
+    said = refusal(plugin("ADD", config, args=f"IP={asked}"))
+    assert f"failed to allocate all requested IPs: {asked}" in said
+    assert [addresses(plugin("ADD", config, end, args=f"IP={end}")) for end in ("10.1.0.10", "10.1.0.20")] == [
+        ["10.1.0.10/24"],
+        ["10.1.0.20/24"],
+    ]
+
+
 TURNS = {
     "nowhere": (None, [2, 3, 4, 10, 11]),
     "the start": (2, [3, 4, 10, 11, 2]),

@@ -7,13 +7,16 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from nodeplug.core.naming import identity
 from tests.child import run
 from tests.cni.chains import Chain
 from tests.cni.pods import addresses, host_links, host_local
 from tests.ledger import Ledger
 from tests.needs import needs
 from tests.sandbox import CHECKOUT
-from tests.space import HERE, Space
+from tests.space import Space
 from tests.traffic import exchange
 
 pytestmark = needs("sandbox", "program:nft")
@@ -74,29 +77,33 @@ def _tbf(shown: list[dict[str, Any]]) -> dict[str, Any] | None:
     return next((item for item in shown if item["kind"] == "tbf"), None)
 
 
+MAIN = {
+    "ptp": {"type": "ptp", "ipMasq": True, "mtu": 512},
+    "bridge": {"type": "bridge", "isGateway": True, "mtu": 512},
+}
+
+
 @needs("program:tc", "link:ifb")
-def test_ptp_with_bandwidth_limits_only_the_restricted_pod(ledger: Ledger, netns: Space) -> None:
-    """One network for both: what is asked of it for one pod is no business of the other's."""
+@pytest.mark.parametrize("plugin", MAIN)
+def test_bandwidth_limits_only_the_restricted_pod_of_a_network(ledger: Ledger, netns: Space, plugin: str) -> None:
+    """One network for both: what is asked of it for one pod is no business of the other's. bridge names more links."""
     ledger.table("inet", "nodeplug")
     ipam = {"dataDir": str(ledger.directory()), **host_local(routes=[{"dst": "0.0.0.0/0"}])}
-    plugins = [{"type": "ptp", "ipMasq": True, "mtu": 512, "ipam": ipam}]
-    plugins.append({"type": "bandwidth", "capabilities": {"bandwidth": True}})
+    plugins = [{**MAIN[plugin], "ipam": ipam}, {"type": "bandwidth", "capabilities": {"bandwidth": True}}]
     made = Chain(ledger, {"cniVersion": "1.0.0", "name": "pods", "plugins": plugins})
     rates = {"ingressRate": 8_000_000, "ingressBurst": 80_000, "egressRate": 8_000_000, "egressBurst": 80_000}
     free = ledger.netns()
-    restricted, unlimited = made.add(netns, bandwidth=rates), made.add(free)
-    for pod, result in ((netns, restricted), (free, unlimited)):
+    for pod, result in ((netns, made.add(netns, bandwidth=rates)), (free, made.add(free))):
         address = result["ips"][0]["address"].split("/")[0]
         assert exchange(address, ledger.echo(pod).port) == "10.88.0.1"
         transfer(pod, address, 200_000)
-    found = limits(restricted["interfaces"][0]["name"])
+    end, other = (identity("pods", pod.name, "eth0") for pod in (netns, free))
+    ifbs = {name for name in host_links() if name not in (end, other, "cni0")}
+    found = limits(end)
     assert (found["rate"], found["waits"] > 0) == (1_000_000, True)
-    assert limits(unlimited["interfaces"][0]["name"]) == {}
-    ifbs = {interface["name"] for interface in restricted["interfaces"][2:]}
-    assert [limits(name)["rate"] for name in ifbs] == [1_000_000]
-    assert len(unlimited["interfaces"]) == 2
+    assert ([limits(name)["rate"] for name in ifbs], limits(other)) == ([1_000_000], {})
     made.check(netns, bandwidth=rates)
     made.check(free)
     made.delete(netns, bandwidth=rates)
     made.delete(free)
-    assert (host_links(), HERE.links()) == (set(), {"lo"})
+    assert host_links() - {"cni0"} == set()

@@ -161,8 +161,13 @@ def test_each_fault_has_its_sentence(plugin: Implementation, top: dict[str, Any]
         assert error["code"] in (4, 7)
 
 
-def test_a_configuration_without_ipam_is_refused(plugin: Implementation) -> None:
-    config = conf()
+@pytest.mark.parametrize(
+    "top",
+    [{}, {"args": {"cni": {"ips": ["10.6.0.5/24"]}}}, {"runtimeConfig": {"ips": ["10.5.0.5/24"]}}],
+    ids=["alone", "with args", "with runtimeConfig"],
+)
+def test_a_configuration_without_ipam_is_refused(plugin: Implementation, top: dict[str, Any]) -> None:
+    config = conf(**top)
     del config["ipam"]
     code, error = plugin("ADD", config)
     assert code == 1

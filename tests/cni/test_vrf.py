@@ -175,6 +175,31 @@ def test_conflicts_are_refused_and_change_nothing(ledger: Ledger, pod: Space) ->
 
 
 @in_a_vrf
+@pytest.mark.parametrize(
+    ("second", "table", "said"),
+    [
+        ("red", 1001, ""),
+        ("blue", 1001, ""),
+        ("red", 1002, "VRF red already exist with different routing table 1001"),
+    ],
+    ids=["one VRF and its table", "two VRFs and one table", "one VRF and two tables"],
+)
+def test_a_table_may_be_asked_for_again_unless_the_vrf_has_another(
+    ledger: Ledger, netns: Space, second: str, table: int, said: str
+) -> None:
+    for n in (1, 2):
+        wire(ledger, netns, f"net{n}", "10.1.0.2/24", peer=f"peer{n}")
+    vrf(ledger, "red", table=1001).add(netns, {"prevResult": result(netns, V4, ifname="net1")}, CNI_IFNAME="net1")
+    network, before = vrf(ledger, second, table=table), {"prevResult": result(netns, V4, ifname="net2")}
+    if said:
+        assert network.refused("ADD", netns, before, CNI_IFNAME="net2")["msg"] == said
+        assert members(netns, "red") == {"net1"}
+    else:
+        network.check(netns, network.add(netns, before, CNI_IFNAME="net2"), CNI_IFNAME="net2")
+        assert (shown(netns, "net2")["master"], table_of(netns, second)) == (second, 1001)
+
+
+@in_a_vrf
 def test_a_repeated_add_is_content(ledger: Ledger, pod: Space) -> None:
     network = vrf(ledger)
     for _ in range(2):
