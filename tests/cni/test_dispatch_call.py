@@ -54,6 +54,29 @@ def test_a_command_needs_its_variables_and_no_other(command: str, absent: str | 
         assert code == 0
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "VERSION"])
+@pytest.mark.parametrize(
+    ("version", "supported"),
+    [
+        ("", ("0.2.0", "1.1.0")),
+        ("0.4.0", ("0.2.0", "0.3.1")),
+        ("1.1.0", ("0.4.0", "1.0.0")),
+        ("1.1.0", ("no version",)),
+        ("no version", ("0.4.0", "1.1.0")),
+    ],
+    ids=["none given, not of 0.1.0", "not of 0.4.0", "not of 1.1.0", "of nothing that is one", "none that is one"],
+)
+def test_a_version_that_the_plugin_lacks_is_refused_by_every_command(
+    command: str, version: str, supported: tuple[str, ...]
+) -> None:
+    class Limited(Quiet):
+        versions = supported
+
+    code, answer, _ = ask(Limited, environment(command), {**CONFIG, "cniVersion": version, "prevResult": PREVIOUS})
+    assert (code, answer["code"], answer["msg"]) == (1, 1, "incompatible CNI versions")
+    assert answer["details"] == f'config is "{version or "0.1.0"}", plugin supports [{" ".join(supported)}]'
+
+
 def test_an_error_with_a_code_is_passed_on_unchanged_and_any_other_is_wrapped() -> None:
     def failing(error: Exception) -> Any:
         class Failing(Quiet):
