@@ -46,6 +46,7 @@ class Crowd:
         self._spare: dict[object, list[Closing]] = {}
         self._known: dict[Hashable, object] = {}
         self._turns: dict[str, threading.Lock] = {}
+        self._closed = False
         self.asides = Asides()
 
     def borrow(self, make: Callable[[], C]) -> C:
@@ -60,7 +61,7 @@ class Crowd:
         """Keep it for the next who asks; what is too much is closed."""
         with self._lock:
             spare = self._spare.setdefault(make, [])
-            if len(spare) < _SPARE:
+            if len(spare) < _SPARE and not self._closed:
                 spare.append(lent)
                 return
         lent.close()
@@ -83,20 +84,31 @@ class Crowd:
         return made
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close what is kept, and from now on all that is given back."""
         self.asides.close()
         with self._lock:
+            self._closed = True
             kept = [lent for spare in self._spare.values() for lent in spare]
             self._spare.clear()
         for lent in kept:
             lent.close()
 
 
-class Seat(Company):
-    """One thread's place in the crowd. `with seat:` takes a turn and gives it up at the end."""
+class Guest(Company):
+    """A thread's place in the crowd that serves no call and needs no turn: it borrows what there is to borrow."""
 
     def __init__(self, crowd: Crowd) -> None:
         self._crowd = crowd
+
+    def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
+        return _Loan(self._crowd, make)
+
+
+class Seat(Guest):
+    """The place of one that serves calls. `with seat:` takes a turn and gives it up at the end."""
+
+    def __init__(self, crowd: Crowd) -> None:
+        super().__init__(crowd)
         self._running = False
         self._later: list[Callable[[], object]] = []
 
@@ -114,9 +126,6 @@ class Seat(Company):
 
     def aside(self, work: Callable[[], object]) -> Job:
         return self._crowd.asides.do(work)
-
-    def lend(self, make: Callable[[], C]) -> AbstractContextManager[C]:
-        return _Loan(self._crowd, make)
 
     def by_turns(self, what: str) -> AbstractContextManager[None]:
         return _Turn(self, self._crowd.turn(what))

@@ -19,7 +19,7 @@ from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
 from nodeplug.kernel.rtnl import deletes
 from nodeplug.worker import doors
 from nodeplug.worker.chores import Chores
-from nodeplug.worker.crowd import Crowd
+from nodeplug.worker.crowd import Crowd, Guest
 from nodeplug.worker.entrance import Entrance
 from nodeplug.worker.filterwatch import FilterWatch
 from nodeplug.worker.front import Front
@@ -56,7 +56,7 @@ class Daemon:
             self._tidy()
             self._serve(settings, world)
             if settings.watch_filter:
-                watch = FilterWatch(self.note, self.health)
+                watch = FilterWatch(self.note, self.health, place=Guest(self._crowd))
                 self._closers.append(lambda _: watch.close())
                 watch.start()
             self._chores = Chores(chores, self.note, self.health)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from nodeplug.cni.filter.layout import TABLE
 from nodeplug.cni.filter.table import filtering
+from nodeplug.core import company
 from nodeplug.core.errors import Error
 from nodeplug.daemon.health import Condition, Health
 from nodeplug.kernel.attributes import attrs, text
@@ -22,8 +23,10 @@ from nodeplug.kernel.listener import NFNLGRP_NFTABLES, Listener
 from nodeplug.kernel.netlink import NETLINK_NETFILTER
 
 if TYPE_CHECKING:
+    from nodeplug.core.company import Company
     from nodeplug.worker.notes import Note
 
+_MOMENT = 0.1
 _SETTLE = 0.1  # seconds: a script flushes and then adds its own, in several transactions
 _LOOK_AGAIN = 60.0  # for what no announcement tells
 _RETRY = 5.0
@@ -35,10 +38,14 @@ _THREAD = "filter-watch"
 
 
 class FilterWatch:
-    """A thread from `start()` to `close()`, in the network namespace of whoever makes it."""
+    """A thread from `start()` to `close()`, in the network namespace of whoever makes it.
 
-    def __init__(self, note: Note, health: Health) -> None:
+    `place` is its company: it looks by a socket that stays open, for closing one would hold up every call meanwhile.
+    """
+
+    def __init__(self, note: Note, health: Health, *, place: Company) -> None:
         self._note = note
+        self._place = place
         self._health = health
         self._listener = Listener(NETLINK_NETFILTER, NFNLGRP_NFTABLES)
         self._listener.pass_over_own()
@@ -56,6 +63,7 @@ class FilterWatch:
         os.close(self._wake)
 
     def _run(self) -> None:
+        company.join(self._place)
         wait = 0.0  # the table may have been flushed before the start
         while not self._stopped(wait):
             wait = _LOOK_AGAIN if self._mend() else _RETRY
@@ -68,8 +76,12 @@ class FilterWatch:
             if self._wake in ready:
                 return True
             if ready and self._concerns_us():
-                return self._wake in select.select([self._wake], [], [], _SETTLE)[0]
+                return self._paused(_SETTLE)
         return False
+
+    def _paused(self, seconds: float) -> bool:
+        """Let so much time go by; True when the watch is to end."""
+        return self._wake in select.select([self._wake], [], [], seconds)[0]
 
     def _concerns_us(self) -> bool:
         """Whether what is announced may have taken something from the table."""
@@ -84,7 +96,8 @@ class FilterWatch:
     def _mend(self) -> bool:
         try:
             with filtering(warn=lambda sentence: self._note(sentence, level="warning")) as table:
-                if not table.whole():
+                # A plugin beside this process has its share on disk a moment before it is in the table.
+                if not table.whole() and not self._paused(_MOMENT) and not table.whole():
                     held = table.repair()
                     self._note(f"the nft table inet {TABLE} had lost something and was made again for {held} shares")
         except Error as error:
