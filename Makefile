@@ -30,7 +30,7 @@ check: setup ## formatting, lint, types, layers
 fix: setup ## let ruff format and mend what it can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-test: check ## everything the machine can show, in sandboxes of its own, one for each core
+test: check ## everything the machine can show, in sandboxes of its own, several at once
 	@$(BIN)/python -m tests.shards -m 'not stress and not bench'
 
 test-vm: setup ## what this kernel lacks, under Debian's kernel in an emulated machine

@@ -1,9 +1,9 @@
 """`python -m tests.shards [pytest arguments]`: pytest in several sandboxes at once, as one run.
 
 Most tests wait for something, so that one after another leave the machine idle. Here a first process of pytest, which
-runs no test itself, starts one pytest in a sandbox for each core (see `tests.sandbox`, `tests.shard`) and hands out
-modules, one at a time to each. What it hears it reports when a module is through, as if it had run it: one output, one
-summary, one exit status, every option that shapes them.
+runs no test itself, starts pytest in sandboxes, one more than there are cores (see `tests.sandbox`, `tests.shard`), and
+hands out modules, one at a time to each. What it hears it reports when a module is through, as if it had run it: one
+output, one summary, one exit status, every option that shapes them.
 
 - each module runs once, in one sandbox, in the order of its tests; all see the same tests, or the run ends
 - a sandbox that dies fails the test it was at, and the others go on
@@ -32,8 +32,8 @@ from tests.shard import FD, module_of
 
 ALONE = ("tests/volumes/", "tests/flexvolume/", "tests/kernel/test_loop.py", "tests/real/test_volumes.py")
 """Modules that use loop devices: any process of the machine can meet those of another."""
-FIRST = "tests/real/"
-"""Whose modules are the longest: begun at the end, one would run while the other sandboxes have nothing to do."""
+FIRST = ("tests/arch/", "tests/real/")
+"""In this order: what a fresh node costs; and what takes longest, lest one sandbox runs on when all others are through."""
 
 _MOST = 4
 _GRACE = 60.0
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         return sandbox.main(arguments)
     os.chdir(sandbox.CHECKOUT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    count = min(max(2, os.cpu_count() or 2), _MOST)
+    count = min((os.cpu_count() or 1) + 1, _MOST)
     return int(pytest.main(arguments, plugins=[Shards(arguments, count)]))
 
 
@@ -139,7 +139,7 @@ class Shards:
                 raise session.Interrupted(f"not all sandboxes see the same tests: {differing[:10]}")
         for test in known:
             self._tests.setdefault(module_of(test), []).append(test)
-        self._waiting += sorted(self._tests, key=lambda module: not module.startswith(FIRST))
+        self._waiting += sorted(self._tests, key=lambda module: [not module.startswith(early) for early in FIRST])
         session.testscollected = len(known)
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:

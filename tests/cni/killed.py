@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ NEVER = -1
 _STEPS = 20
 
 
-class Chain:
+class Chain(ABC):
     """What a runtime keeps of its pods: who lives and with which result, and whose clean-up it still owes.
 
     Several threads may go on at once, each with pods of its own.
@@ -39,9 +40,9 @@ class Chain:
         self.live: dict[Space, dict[str, Any]] = {}
         self.owed: set[Space] = set()
 
+    @abstractmethod
     def execute(self, plugin: str, env: dict[str, str], stdin: bytes, step: int) -> Finished | None:
         """Make the call, and let it die before its changing step of that number; None when it failed by that."""
-        raise NotImplementedError
 
     def call(self, plugin: str, command: str, pod: Space | None, extra: dict[str, Any]) -> Finished | None:
         step = self.chance.randrange(_STEPS) if self.chance.random() < self.often else NEVER

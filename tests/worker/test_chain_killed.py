@@ -89,9 +89,10 @@ class AtOnce(Asked):
     def close(self) -> None:
         self._over.set()
         self._manager.join()
-        if self.node.process and not self.node.process.running():
+        last, self.countdown.left = self.countdown.left, mortal.UNLIMITED
+        if last == mortal.DYING and self.node.process:
+            self.node.process.wait()  # as long as it is not, a file that it was writing is one being written
             self.start()
-        self.countdown.left = mortal.UNLIMITED
 
     def execute(self, plugin: str, env: dict[str, str], stdin: bytes, step: int) -> Finished | None:
         done = self.ask(plugin, env, stdin)
