@@ -33,7 +33,7 @@ from tests.shard import FD, module_of
 ALONE = ("tests/volumes/", "tests/flexvolume/", "tests/kernel/test_loop.py", "tests/real/test_volumes.py")
 """Modules that use loop devices: any process of the machine can meet those of another."""
 FIRST = ("tests/arch/", "tests/real/")
-"""In this order: what a fresh node costs; and what takes longest, lest one sandbox runs on when all others are through."""
+"""In this order: what a fresh node costs; and what takes longest, lest one sandbox runs on when all others are done."""
 
 _MOST = 4
 _GRACE = 60.0
