@@ -1,5 +1,5 @@
-"""A runtime's chain of bridge, host-local and portmap whose calls may die at any step: what it keeps of its pods, what it
-still owes, and what must be true of the node whatever died.
+"""A runtime's chain of bridge, host-local and portmap whose calls may die at any step: what it keeps of its pods, what
+it still owes, and what must be true of the node whatever died.
 
 How a call is made, and what dies with it, is a subclass's: `Chain.execute`.
 """
@@ -80,7 +80,7 @@ class Chain(ABC):
                 pass
 
     def go_on(self, pods: Sequence[Space] = ()) -> None:
-        """One operation on one of these pods, or of all, by chance; those of them that live have their leases after it."""
+        """One operation on one of these pods, or of all; those of them that live have their leases after it."""
         pods = pods or self.pods
         pod = self.chance.choice(pods)
         if pod in self.owed or pod in self.live:

@@ -1,8 +1,8 @@
 """nodeplugd that dies when it is told to: `mortal.py FILE [nodeplugd's arguments]`.
 
 FILE holds a number: how many steps that change something the worker may still take, of whatever call, before kill -9;
--1 for any number, -2 once it is being killed. Whoever makes the calls sets it before each (`Countdown`). Steps are those of `tests.cni.faults`; no
-code of ours is replaced.
+-1 for any number, -2 once it is being killed. Whoever makes the calls sets it before each (`Countdown`). Steps are
+those of `tests.cni.faults`; no code of ours is replaced.
 """
 
 from __future__ import annotations
