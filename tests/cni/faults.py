@@ -12,7 +12,7 @@ import signal
 import sys
 
 STEPS = {"socket.sendto", "open", "os.link", "os.remove", "os.rename", "os.mkdir", "os.listdir", "subprocess.Popen"}
-STEPS |= {"fcntl.ioctl"}
+STEPS |= {"os.symlink", "os.truncate", "os.utime", "os.rmdir", "fcntl.ioctl"}
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _TUN = ord("T")  # the type of ioctls that make taps; others only look
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
