@@ -1,8 +1,8 @@
 """nodeplugd that dies when it is told to: `mortal.py FILE [nodeplugd's arguments]`.
 
-FILE holds a number: how many steps that change something the worker may still take, of whatever call, before kill -9;
--1 for any number, -2 once it is being killed. Whoever makes the calls sets it before each (`Countdown`). Steps are
-those of `tests.cni.faults`; no code of ours is replaced.
+FILE holds how many steps that change something the worker may still take, of whatever call, before kill -9, and
+whether it is being killed. Whoever makes the calls sets the first before each (`Countdown`). Steps are those of
+`tests.cni.faults`; no code of ours is replaced.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import sys
 
 _NUMBER = struct.Struct("=i")
 UNLIMITED = -1
-DYING = -2
 
 
 class Countdown:
-    """The number in the file, shared between the two processes."""
+    """The numbers in the file, shared between the two processes."""
 
     def __init__(self, path: str) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, _NUMBER.size)
-            self._shared = mmap.mmap(fd, _NUMBER.size)
+            os.ftruncate(fd, 2 * _NUMBER.size)
+            self._shared = mmap.mmap(fd, 2 * _NUMBER.size)
         finally:
             os.close(fd)
 
@@ -34,11 +33,20 @@ class Countdown:
 
     @property
     def left(self) -> int:
+        """How many steps; any number when it is negative."""
         return int(_NUMBER.unpack_from(self._shared)[0])
 
     @left.setter
     def left(self, steps: int) -> None:
         _NUMBER.pack_into(self._shared, 0, steps)
+
+    @property
+    def dying(self) -> bool:
+        return bool(_NUMBER.unpack_from(self._shared, _NUMBER.size)[0])
+
+    @dying.setter
+    def dying(self, whether: bool) -> None:
+        _NUMBER.pack_into(self._shared, _NUMBER.size, int(whether))
 
 
 def _main(path: str) -> None:
@@ -50,12 +58,13 @@ def _main(path: str) -> None:
     countdown = Countdown(path)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if countdown.left < 0 or not is_step(event, arguments) or not changes(event, arguments):
+        left = countdown.left  # read once: the other process may set it meanwhile
+        if left < 0 or not is_step(event, arguments) or not changes(event, arguments):
             return
-        if countdown.left == 0:
-            countdown.left = DYING
+        if left == 0:
+            countdown.dying = True
             os.kill(os.getpid(), signal.SIGKILL)
-        countdown.left -= 1
+        countdown.left = left - 1
 
     sys.addaudithook(hook)
     main()

@@ -38,8 +38,15 @@ class Asked(Chain):
         self.start()
 
     def start(self) -> None:
-        self.countdown.left = mortal.UNLIMITED
+        self.countdown.left, self.countdown.dying = mortal.UNLIMITED, False
         self.node.start()
+
+    def there(self) -> bool:
+        """Whether the worker lives; one that is being killed has ended when this returns."""
+        assert self.node.process is not None
+        if self.countdown.dying:
+            assert self.node.process.wait() == -9
+        return self.node.process.running()
 
     def ask(self, plugin: str, env: dict[str, str], stdin: bytes) -> Finished:
         path = f"{self.node.plugins}:{env['CNI_PATH']}"
@@ -50,14 +57,13 @@ class OneByOne(Asked):
     """The step at which the worker dies is one of a certain call's."""
 
     def execute(self, plugin: str, env: dict[str, str], stdin: bytes, step: int) -> Finished | None:
-        assert self.node.process is not None
         # As long as systemd takes to start it again: one call in two meets nobody.
-        if not self.node.process.running() and self.chance.random() < 0.5:
+        if not self.there() and self.chance.random() < 0.5:
             self.start()
-        there = self.node.process.running()
+        there = self.there()
         self.countdown.left = mortal.UNLIMITED if step == NEVER else step
         done = self.ask(plugin, env, stdin)
-        died = there and self.countdown.left == mortal.DYING and self.node.process.wait() == -9
+        died = there and not self.there()
         self.countdown.left = mortal.UNLIMITED
         if done.code != 0:
             # An ADD is not repeated by itself: the runtime is told to try again.
@@ -80,7 +86,7 @@ class AtOnce(Asked):
     def _manage(self) -> None:
         while not self._over.is_set():
             self.countdown.left = self.chance.randrange(150)
-            while self.node.process and self.node.process.running() and not self._over.wait(0.005):
+            while self.there() and not self._over.wait(0.005):
                 pass
             if not self._over.is_set():
                 self.seen["killed"] += 1
@@ -89,9 +95,8 @@ class AtOnce(Asked):
     def close(self) -> None:
         self._over.set()
         self._manager.join()
-        last, self.countdown.left = self.countdown.left, mortal.UNLIMITED
-        if last == mortal.DYING and self.node.process:
-            self.node.process.wait()  # as long as it is not, a file that it was writing is one being written
+        self.countdown.left = mortal.UNLIMITED
+        if not self.there():  # and is waited for: until then a file that it was writing is one being written
             self.start()
 
     def execute(self, plugin: str, env: dict[str, str], stdin: bytes, step: int) -> Finished | None:
