@@ -116,6 +116,7 @@ def test_operations_of_a_worker_killed_anywhere_leave_what_lives_and_nothing_els
     for _ in range(operations):
         chain.go_on()
     chain.end()
+    print(dict(chain.seen))
     for what in ("failed", "launcher, after the worker", "launcher", "worker"):
         assert chain.seen[what] > operations / 40, chain.seen
 
@@ -136,5 +137,6 @@ def test_operations_at_once_of_a_worker_killed_anywhere_leave_what_lives_and_not
             pass
     chain.close()
     chain.end()
+    print(dict(chain.seen))
     assert chain.seen["killed"] > operations / 40, chain.seen
     assert chain.seen["failed"], chain.seen
