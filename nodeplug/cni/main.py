@@ -6,8 +6,7 @@ import os
 import sys
 
 from nodeplug.cni import dispatch
-from nodeplug.cni.contract import EnvironmentInvalid
-from nodeplug.core import config, document, files, log, paths
+from nodeplug.core import config, document, errors, files, log, paths
 from nodeplug.core.call import Answer, Call
 from nodeplug.core.document import absolute_path, choice, integer
 from nodeplug.core.errors import Error, Malformed
@@ -58,7 +57,7 @@ def _answer(name: str, plugin: type[Plugin] | None, *, arguments: Sequence[str],
     except Error as error:
         return dispatch.refuse(error, env.get("CNI_COMMAND", ""))
     except OSError as error:
-        return dispatch.refuse(EnvironmentInvalid(f"cannot read stdin: {error.strerror}"), env.get("CNI_COMMAND", ""))
+        return dispatch.refuse(errors.from_os(error, "cannot read stdin"), env.get("CNI_COMMAND", ""))
     call = Call(contract="cni", name=name, argv=tuple(arguments), env=env, stdin=stdin)
     return dispatch.answer(call, to=to, plugin=plugin)
 

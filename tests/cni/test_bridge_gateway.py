@@ -121,6 +121,7 @@ def test_many_first_pods_at_once_all_get_the_one_bridge(ledger: Ledger) -> None:
         (["10.5.0.200/25", "fd05:0:0:1::ff/120"], {"10.5.0.129/25", "fd05:0:0:1::1/120"}),
         (["10.5.0.2/24,10.5.0.254"], {"10.5.0.254/24"}),
     ],
+    ids=["v4", "v6", "v4 and v6", "two of v4", "the first of the subnet", "the first of a small subnet", "another"],
 )
 def test_the_gateways_are_on_the_bridge_and_used_for_routes(
     ledger: Ledger, netns: Space, ipam: list[str], expected: set[str]
@@ -143,6 +144,7 @@ def test_the_gateways_are_on_the_bridge_and_used_for_routes(
         ([{"dst": "0.0.0.0/0", "gw": "10.5.0.77"}], {"default": "10.5.0.77"}),
         ([{"dst": "10.9.0.0/16", "gw": "10.5.0.77"}], {"default": "10.5.0.1", "10.9.0.0/16": "10.5.0.77"}),
     ],
+    ids=["unasked", "asked for", "told another", "beside another route"],
 )
 def test_pods_have_the_host_as_their_default_gateway_unless_told_another(
     ledger: Ledger, netns: Space, given: list[Any], expected: dict[str, str]
@@ -208,7 +210,13 @@ FORCE = [
 ]
 
 
-@pytest.mark.parametrize(("there", "ipam", "force", "expected"), FORCE)
+def way(case: tuple[list[str], str, bool, set[str] | str]) -> str:
+    there, ipam, force, expected = case
+    gateway, forced = ipam.split(",")[1], "forced" if force else "not forced"
+    return f"{' and '.join(there)} before {gateway}, {forced}: {'refused' if isinstance(expected, str) else 'taken'}"
+
+
+@pytest.mark.parametrize(("there", "ipam", "force", "expected"), FORCE, ids=map(way, FORCE))
 def test_an_address_in_the_way_is_refused_or_replaced(
     ledger: Ledger, netns: Space, there: list[str], ipam: str, force: bool, expected: set[str] | str
 ) -> None:

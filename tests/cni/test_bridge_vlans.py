@@ -46,9 +46,18 @@ ACCESS = {"PVID", "Egress Untagged"}
         ({"vlan": 1}, {1: ACCESS}),
         ({"vlanTrunk": [{"id": 101}, {"minID": 200, "maxID": 210}]}, {1: ACCESS, **tagged(101, *range(200, 211))}),
         ({"vlanTrunk": [{"id": 101}], "preserveDefaultVlan": True}, {1: ACCESS, **tagged(101)}),
+        (
+            {"vlan": 100, "vlanTrunk": [{"id": 101}, {"minID": 200, "maxID": 210}]},
+            {100: ACCESS, **tagged(101, *range(200, 211))},
+        ),
         ({"vlan": 7, "vlanTrunk": [{"minID": 6, "maxID": 8, "id": 9}]}, {7: ACCESS, **tagged(6, 8, 9)}),
         ({"vlanTrunk": [{"minID": 1, "maxID": 4094}]}, {1: ACCESS, **tagged(*range(2, 4095))}),
         ({"vlanTrunk": []}, {1: ACCESS}),
+    ],
+    ids=[
+        *("vlan 100", "vlan 100 with preserveDefaultVlan", "vlan 1", "trunk 101,200-210"),
+        *("trunk with preserveDefaultVlan", "vlan 100 and trunk 101,200-210", "vlan within a trunk"),
+        *("trunk 1-4094", "empty trunk"),
     ],
 )
 def test_a_port_carries_the_vlans_of_the_configuration(
@@ -74,7 +83,7 @@ def test_pods_of_one_vlan_reach_each_other_and_no_other(ledger: Ledger) -> None:
     assert not reaches("10.5.0.4", elsewhere.port, space=pods[0], timeout=0.5)
 
 
-@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)])
+@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=["v4", "v6", "v4 and v6"])
 def test_the_gateway_of_a_vlan_is_a_link_of_its_own(ledger: Ledger, netns: Space, families: tuple[int, ...]) -> None:
     ledger.link("cni0.100")
     network = Network(ledger, type="bridge", vlan=100, isDefaultGateway=True, ipam=host_local(*families))

@@ -133,8 +133,9 @@ def test_a_result_has_the_shape_of_its_version_and_reads_back(version: str, shap
     assert [str(route.dst) for route in previous.routes] == ["0.0.0.0/0"]
 
 
-def test_a_configuration_without_a_version_is_of_the_first() -> None:
-    _, answer, _ = ask(Toy, environment("ADD"), {"name": "net"})
+@pytest.mark.parametrize("version", [{}, {"cniVersion": ""}, {"cniVersion": None}])
+def test_a_configuration_without_a_version_is_of_the_first(version: dict[str, Any]) -> None:
+    _, answer, _ = ask(Toy, environment("ADD"), {"name": "net", **version})
     assert (answer["cniVersion"], "ip4" in answer) == ("0.1.0", True)
 
 
@@ -167,6 +168,7 @@ def test_a_result_without_addresses_has_no_form_in_the_first_versions_and_is_tak
         ("ADD", {"CNI_CONTAINERID": "-a"}, 4, "invalid characters in CNI_CONTAINERID"),
         ("ADD", {"CNI_CONTAINERID": "ä"}, 4, "invalid characters in CNI_CONTAINERID"),
         ("ADD", {"CNI_IFNAME": "sixteen-bytes-xx"}, 4, "invalid CNI_IFNAME: it is longer than 15 bytes"),
+        ("ADD", {"CNI_IFNAME": "."}, 4, "invalid CNI_IFNAME: it is . or .."),
         ("ADD", {"CNI_IFNAME": ".."}, 4, "invalid CNI_IFNAME: it is . or .."),
         ("ADD", {"CNI_IFNAME": "a/b"}, 4, "invalid CNI_IFNAME: it holds /, : or white space"),
         ("ADD", {"CNI_IFNAME": "a:b"}, 4, "invalid CNI_IFNAME: it holds /, : or white space"),
@@ -202,6 +204,8 @@ def test_variables_are_checked_as_the_reference_does(
         ({"name": 5}, 7, "not valid"),
         ({"name": "net", "cniVersion": "9.9.9"}, 1, "incompatible CNI versions"),
         ({"name": "net", "cniVersion": "1.0"}, 1, "incompatible CNI versions"),
+        ({"name": "net", "cniVersion": "not a version"}, 1, "incompatible CNI versions"),
+        ({"name": "net", "cniVersion": 1.0}, 7, "not valid"),
         ({"name": "net", "mtu": "1500"}, 7, "not valid"),
         ({"name": "net", "mtu": 1500.0}, 7, "not valid"),
         ({"name": "net", "prevResult": {"cniVersion": "1.0.0", "ips": [{}]}}, 7, "not valid"),

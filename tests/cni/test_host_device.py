@@ -79,6 +79,8 @@ def test_add_moves_the_device_and_delete_brings_it_home(network: Network, netns:
 def test_each_version_has_its_result(network: Network, netns: Space, version: str) -> None:
     result = network.add(netns, {"cniVersion": version})
     assert "10.7.0.2/24" in json.dumps(result)
+    if version >= "0.4.0":
+        network.check(netns, result, {"cniVersion": version})
     network.delete(netns, {"cniVersion": version})
     assert at_home()
 

@@ -55,7 +55,7 @@ REFUSED = [
     ),
     (
         ranges({"subnet": SUBNET}, {"subnet": "10.1.0.0/25"}),
-        "$.ipam.ranges[0][1]: range 10.1.0.1-10.1.0.126 overlaps with 10.1.0.1-10.1.0.254 of $.ipam.ranges[0][0]",
+        "ranges[0][1]: range 10.1.0.1-10.1.0.126 overlaps with 10.1.0.1-10.1.0.254 of $.ipam.ranges[0][0]",
     ),
     (
         {"subnet": SUBNET, "rangeEnd": "10.1.0.20", "ranges": [[{"subnet": SUBNET, "rangeStart": "10.1.0.20"}]]},
@@ -129,6 +129,60 @@ def test_a_gateway_may_be_anywhere_in_the_network_or_link_local(
 
 def test_a_link_local_gateway_of_ipv6_may_serve_any_network(directory: Path) -> None:
     assert addresses(ours("ADD", conf(directory, subnet="fd00::/64", gateway="fe80::1"))) == ["fd00::1/64"]
+
+
+@pytest.mark.parametrize(
+    ("subnet", "first", "last", "gateway"),
+    [
+        ("10.1.0.0/24", "10.1.0.1", "10.1.0.254", "10.1.0.1"),
+        ("10.1.0.128/25", "10.1.0.129", "10.1.0.254", "10.1.0.129"),
+        ("10.1.0.0/30", "10.1.0.1", "10.1.0.2", "10.1.0.1"),
+        ("fd00:1::/64", "fd00:1::1", "fd00:1::ffff:ffff:ffff:ffff", "fd00:1::1"),
+    ],
+    ids=["v4", "v4 masked", "v4 smallest", "v6"],
+)
+def test_a_range_without_ends_and_gateway_is_the_whole_network(
+    subnet: str, first: str, last: str, gateway: str
+) -> None:
+    (found,) = resolve([("$", [("$", RangeConf(subnet=Net.parse(subnet)))])], "1.0.0")[0].ranges
+    assert [found.first, found.last] == [Ip.parse(text).value for text in (first, last)]
+    assert found.gateway == Ip.parse(gateway)
+
+
+@pytest.mark.parametrize("asked", ["10.1.0.9", "10.1.0.21"], ids=["before the start", "after the end"])
+@pytest.mark.parametrize("plugin", BOTH)
+def test_an_address_of_the_network_outside_the_range_is_not_given(
+    plugin: Implementation, asked: str, directory: Path
+) -> None:
+    config = conf(directory, subnet=SUBNET, rangeStart="10.1.0.10", rangeEnd="10.1.0.20")
+    said = refusal(plugin("ADD", config, args=f"IP={asked}"))
+    assert f"failed to allocate all requested IPs: {asked}" in said
+    assert [addresses(plugin("ADD", config, end, args=f"IP={end}")) for end in ("10.1.0.10", "10.1.0.20")] == [
+        ["10.1.0.10/24"],
+        ["10.1.0.20/24"],
+    ]
+
+
+TURNS = {
+    "nowhere": (None, [2, 3, 4, 10, 11]),
+    "the start": (2, [3, 4, 10, 11, 2]),
+    "the middle": (3, [4, 10, 11, 2, 3]),
+    "a range's end": (4, [10, 11, 2, 3, 4]),
+    "the end": (11, [2, 3, 4, 10, 11]),
+}
+
+
+@pytest.mark.parametrize("after", TURNS)
+def test_a_turn_goes_round_from_after(after: str) -> None:
+    """Two ranges, of which one has the gateway that is passed over; a model has all others below."""
+    last, wanted = TURNS[after]
+    ends = (("10.1.0.1", "10.1.0.4"), ("10.1.0.10", "10.1.0.11"))
+    members = [
+        RangeConf(subnet=Net.parse(SUBNET), range_start=Ip.parse(low), range_end=Ip.parse(high)) for low, high in ends
+    ]
+    made = resolve([("$", [("$", member) for member in members])], "1.0.0")[0]
+    turn = [value - START for _, value in made.turn(None if last is None else Ip.of(START + last, 4))]
+    assert turn == wanted
 
 
 # Against a model, with networks small enough to look at all of it

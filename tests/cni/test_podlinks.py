@@ -22,6 +22,7 @@ from tests.space import Space
 
 pytestmark = needs("sandbox")
 each = pytest.mark.parametrize("plugin", ANYWHERE)
+every = pytest.mark.parametrize("plugin", [*ANYWHERE, *ELSEWHERE])
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def nothing_left(network: Network, pod: Space) -> bool:
     return (pod.links(), network.leases(), host_links()) == ({"lo"}, set(), {"lan0"})
 
 
-@each
+@every
 def test_delete_before_any_add_succeeds_and_comes_again_and_again(ledger: Ledger, netns: Space, plugin: str) -> None:
     made = network(ledger, plugin)
     made.delete(netns)
@@ -119,7 +120,7 @@ def test_any_link_that_has_the_name_is_left_as_it_is(
     assert netns.links() == before
 
 
-@each
+@every
 def test_a_name_that_the_host_has_is_free_in_a_pod(ledger: Ledger, netns: Space, plugin: str) -> None:
     run(["ip", "link", "add", ledger.link("eth0"), "type", "veth", "peer", "name", "other"]).ok()
     made = network(ledger, plugin)

@@ -122,6 +122,14 @@ def test_any_line_is_a_rule(text: str) -> None:
     assert (found.chain, found.key) == ("x", text)
 
 
+@given(st.text(max_size=300), st.text(max_size=300), st.sampled_from(["", *names.ENTRIES]))
+def test_a_chains_name_has_28_characters_whatever_it_is_derived_from(network: str, container: str, kind: str) -> None:
+    name = names.chain(network, container, kind)
+    assert name == names.chain(network, container, kind)
+    assert (len(name), name.startswith(f"CNI-{kind}")) == (28, True)
+    assert names.is_masquerade_chain(name) is (kind == "")
+
+
 def test_names_are_those_of_the_reference() -> None:
     """As its versions 1.1 and 1.10 were seen to make them."""
     assert names.chain("pods", "cidone") == "CNI-c50b491df66f735541c867ab"

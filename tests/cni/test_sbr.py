@@ -127,7 +127,9 @@ def test_with_a_table_only_rules_are_added_and_deleted(ledger: Ledger, pod: Spac
     assert "to table 70000" in network.refused("CHECK", pod, {"prevResult": answer})["msg"]
 
 
-@pytest.mark.parametrize("gateways", [["10.1.0.9"], ["fd01::9"], ["fd01::9", "10.1.0.9"]])
+@pytest.mark.parametrize(
+    "gateways", [["10.1.0.9"], ["fd01::9"], ["fd01::9", "10.1.0.9"]], ids=["v4", "v6", "v4 and v6"]
+)
 def test_static_gateways_go_before_those_of_the_addresses(ledger: Ledger, pod: Space, gateways: list[str]) -> None:
     pod.run("ip", "route", "delete", "default").ok()
     network = sbr(ledger, gateways=gateways)
@@ -185,6 +187,18 @@ def test_answers_leave_by_the_interface_they_were_asked_on(ledger: Ledger, netns
     network.add(netns, {"prevResult": result(netns, "10.2.0.2/24,10.2.0.1", ifname="eth1")}, CNI_IFNAME="eth1")
     client.run("ip", "link", "set", "out1", "down").ok()
     assert exchange("10.2.0.2", server.port, **from_afar) == "192.0.2.9"
+
+
+def test_a_default_route_of_another_interface_stays_the_pods(ledger: Ledger, pod: Space) -> None:
+    wire(ledger, pod, "eth1", "10.2.0.2/24", peer="second")
+    network, before = sbr(ledger), routes(pod)["default"]
+    second = result(pod, "10.2.0.2/24,10.2.0.1", ifname="eth1")
+    network.check(pod, network.add(pod, {"prevResult": second}, CNI_IFNAME="eth1"), CNI_IFNAME="eth1")
+    assert (rules(pod), set(routes(pod))) == ({"10.2.0.2": "100"}, {"default", "10.1.0.0/24"})
+    assert (routes(pod)["default"], before["gateway"], before["dev"]) == (before, "10.1.0.1", "eth0")
+    assert (routes(pod, "100")["default"]["gateway"], routes(pod, "100")["default"]["dev"]) == ("10.2.0.1", "eth1")
+    network.delete(pod, {"prevResult": second}, CNI_IFNAME="eth1")
+    assert (rules(pod), routes(pod)["default"]) == ({}, before)
 
 
 def test_an_interface_that_is_not_there_is_named(ledger: Ledger, netns: Space) -> None:

@@ -73,9 +73,23 @@ def test_every_version_has_its_form(version: str) -> None:
         assert result["ips"] == [{**extra, **ip} for extra, ip in zip(family, CONFIGURED, strict=True)]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_several_gateways_of_one_destination_are_all_given(version: str) -> None:
+    """Of which the plugin that asked makes one route with several next hops (ECMP)."""
+    code, result = ours("ADD", conf(version, addresses=CONFIGURED, routes=ROUTES))
+    assert code == 0
+    found = result["ip4"]["routes"] if version < "0.3.0" else result["routes"]
+    assert [route["gw"] for route in found if route["dst"] == "192.168.0.0/16"] == ["10.1.0.9", "10.1.0.8"]
+
+
 SOURCES = {
     "configuration": ({}, "", ["10.1.0.5/24 10.1.0.1", "fd00::5/64"]),
     "CNI_ARGS adds": ({}, "IP=10.7.0.5/24", ["10.1.0.5/24 10.1.0.1", "fd00::5/64", "10.7.0.5/24"]),
+    "CNI_ARGS adds one with its gateway": (
+        {},
+        "IP=10.7.0.5/24;GATEWAY=10.7.0.1",
+        ["10.1.0.5/24 10.1.0.1", "fd00::5/64", "10.7.0.5/24 10.7.0.1"],
+    ),
     "CNI_ARGS adds several with their gateways": (
         {},
         "IP=10.7.0.5/24, fd07::5/64;GATEWAY=10.7.0.1,fd07::1;IgnoreUnknown=1;K8S_POD_NAME=x",
@@ -147,8 +161,13 @@ def test_each_fault_has_its_sentence(plugin: Implementation, top: dict[str, Any]
         assert error["code"] in (4, 7)
 
 
-def test_a_configuration_without_ipam_is_refused(plugin: Implementation) -> None:
-    config = conf()
+@pytest.mark.parametrize(
+    "top",
+    [{}, {"args": {"cni": {"ips": ["10.6.0.5/24"]}}}, {"runtimeConfig": {"ips": ["10.5.0.5/24"]}}],
+    ids=["alone", "with args", "with runtimeConfig"],
+)
+def test_a_configuration_without_ipam_is_refused(plugin: Implementation, top: dict[str, Any]) -> None:
+    config = conf(**top)
     del config["ipam"]
     code, error = plugin("ADD", config)
     assert code == 1

@@ -239,6 +239,14 @@ def test_one_setting_twice_is_refused(ledger: Ledger, pod: Space) -> None:
     assert "means the same setting as another key" in error["details"]
 
 
+def test_an_interface_whose_name_has_a_slash_is_refused_before_anything_is_set(ledger: Ledger, pod: Space) -> None:
+    network = tuning(ledger, sysctl={"net.ipv4.conf.all.log_martians": "1"})
+    for name in ("eth/0", "../all"):
+        error = network.refused("ADD", pod, {"prevResult": result(pod, ifname=name)}, CNI_IFNAME=name)
+        assert (error["code"], error["msg"]) == (4, "invalid CNI_IFNAME: it holds /, : or white space")
+    assert setting(pod, "net", "ipv4", "conf", "all", "log_martians") == "0"
+
+
 def test_values_that_the_kernel_reads_alike_are_alike(ledger: Ledger, pod: Space) -> None:
     network = tuning(ledger, sysctl={"net.ipv4.ping_group_range": "0 10", "net.ipv4.conf.all.log_martians": "01"})
     network.check(pod, add(network, pod))

@@ -175,6 +175,31 @@ def test_conflicts_are_refused_and_change_nothing(ledger: Ledger, pod: Space) ->
 
 
 @in_a_vrf
+@pytest.mark.parametrize(
+    ("second", "table", "said"),
+    [
+        ("red", 1001, ""),
+        ("blue", 1001, ""),
+        ("red", 1002, "VRF red already exist with different routing table 1001"),
+    ],
+    ids=["one VRF and its table", "two VRFs and one table", "one VRF and two tables"],
+)
+def test_a_table_may_be_asked_for_again_unless_the_vrf_has_another(
+    ledger: Ledger, netns: Space, second: str, table: int, said: str
+) -> None:
+    for n in (1, 2):
+        wire(ledger, netns, f"net{n}", "10.1.0.2/24", peer=f"peer{n}")
+    vrf(ledger, "red", table=1001).add(netns, {"prevResult": result(netns, V4, ifname="net1")}, CNI_IFNAME="net1")
+    network, before = vrf(ledger, second, table=table), {"prevResult": result(netns, V4, ifname="net2")}
+    if said:
+        assert network.refused("ADD", netns, before, CNI_IFNAME="net2")["msg"] == said
+        assert members(netns, "red") == {"net1"}
+    else:
+        network.check(netns, network.add(netns, before, CNI_IFNAME="net2"), CNI_IFNAME="net2")
+        assert (shown(netns, "net2")["master"], table_of(netns, second)) == (second, 1001)
+
+
+@in_a_vrf
 def test_a_repeated_add_is_content(ledger: Ledger, pod: Space) -> None:
     network = vrf(ledger)
     for _ in range(2):
@@ -218,6 +243,32 @@ def test_two_vrfs_with_equal_addresses_reach_each_its_own_neighbour(ledger: Ledg
         assert asked(netns, name, "10.1.0.1", 7003 - n) == "ConnectionRefusedError"
     with pytest.raises(OSError):
         exchange("10.1.0.1", 7001, space=netns, timeout=0.5)
+
+
+@in_a_vrf
+@pytest.mark.parametrize("second", ["red", "blue"], ids=["the same VRF", "different VRFs"])
+@pytest.mark.parametrize("equal", [True, False], ids=["the same addresses", "addresses of their own"])
+def test_two_interfaces_in_a_vrf_or_two_keep_their_addresses_and_routes(
+    ledger: Ledger, netns: Space, second: str, equal: bool
+) -> None:
+    """Of both families; also the same ones, as two providers give them that know nothing of each other."""
+    first = ["10.1.0.2/24", "fd01::2/64"]
+    taken = {"net1": ("red", first), "net2": (second, first if equal else ["10.2.0.2/24", "fd02::2/64"])}
+    for n, (ifname, (name, ips)) in enumerate(taken.items(), 1):
+        wire(ledger, netns, ifname, *ips, peer=f"peer{n}")
+        network = vrf(ledger, name)
+        before = {"prevResult": result(netns, *ips, ifname=ifname)}
+        network.check(netns, network.add(netns, before, CNI_IFNAME=ifname), CNI_IFNAME=ifname)
+    assert members(netns, "red") == ({"net1", "net2"} if second == "red" else {"net1"})
+    assert (table_of(netns, "red") != table_of(netns, second)) is (second != "red")
+    for ifname, (name, ips) in taken.items():
+        assert (shown(netns, ifname)["master"], addresses(netns, ifname)) == (name, {*ips})
+        for family in "46":
+            listed = netns.run("ip", f"-{family}", "route", "show", "table", str(table_of(netns, name))).ok().text
+            assert any(f"dev {ifname}" in line for line in listed.splitlines())
+    for ifname, (name, _) in taken.items():
+        vrf(ledger, name).delete(netns, CNI_IFNAME=ifname)
+    assert netns.links() == {"lo", "net1", "net2"}
 
 
 def asked(pod: Space, name: str, address: str, port: int) -> str:

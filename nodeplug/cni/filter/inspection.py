@@ -92,7 +92,8 @@ def _shown(entry: Entry) -> str:
         bridge = key[-16:].rstrip(b"\0").decode("utf-8", "replace")
         return f"{Ip(packed=key[:-16])} . {bridge}"
     if not name.startswith(("ports", "when4", "when6")):
-        size = 4 if len(key) in (4, 12, 16) and "6" not in name[-1:] else 16
+        # One of a subnet, whose name ends with any letter or digit, holds addresses and nothing else.
+        size = len(key) if "-" in name else 16 if name.endswith("6") else 4
         parts.append(str(Ip(packed=key[:size])))
         key = key[size:]
     if key:
