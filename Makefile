@@ -30,8 +30,8 @@ check: setup ## formatting, lint, types, layers
 fix: setup ## let ruff format and mend what it can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-test: check ## everything the machine can show, in a sandbox of its own
-	@$(BIN)/python -m tests.sandbox -m 'not stress and not bench'
+test: check ## everything the machine can show, in sandboxes of its own, several at once
+	@$(BIN)/python -m tests.shards -m 'not stress and not bench'
 
 test-vm: setup ## what this kernel lacks, under Debian's kernel in an emulated machine
 	@$(BIN)/python -m tests.vm

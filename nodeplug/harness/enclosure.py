@@ -35,8 +35,29 @@ _RUN = {"netns": 0o755, "lock": 0o1777, "tmp": 0o1777}
 _FAILED = 70  # EX_SOFTWARE
 
 
-def run(body: Callable[[], int]) -> int:
-    """Call `body` in a process inside; returns what it returned, or 128 + the signal that ended it.
+class Ending:
+    """Whether the body was asked to end, by SIGINT; it is told so by KeyboardInterrupt, too.
+
+    An exception of a signal's handler comes up wherever the main thread is, and some places drop it: finalizers and
+    other calls that the interpreter, or a C library through it, makes by itself. What is long asks between its steps.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, _number: int, _frame: object) -> None:
+        """The signal's handler."""
+        self.asked = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt when the end was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+def run(body: Callable[[Ending], int]) -> int:
+    """Call `body` in a process inside; returns what it returned, or 128 + the signal that ended it or asked it to end.
 
     SIGINT reaches it from the terminal; SIGTERM and SIGHUP are passed on to it as SIGINT; a second one of any kills
     everything inside. May be called once by a process, and changes its signal handlers. Raises `PermissionRefused`
@@ -68,7 +89,7 @@ def run(body: Callable[[], int]) -> int:
     return _shell_status(status)
 
 
-def _first_process(body: Callable[[], int]) -> int:
+def _first_process(body: Callable[[Ending], int]) -> int:
     """Be init: make the rest of the world, run `body` in a child, reap what is orphaned until it ends."""
     try:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -89,13 +110,15 @@ def _first_process(body: Callable[[], int]) -> int:
         return _FAILED
 
 
-def _call(body: Callable[[], int]) -> int:
-    # A shell's job in the background, and what it starts, is born ignoring SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def _call(body: Callable[[Ending], int]) -> int:
+    ending = Ending()
+    code = 0
     try:
-        code = body()
+        # A shell's job in the background, and what it starts, is born ignoring SIGINT.
+        signal.signal(signal.SIGINT, ending.ask)
+        code = body(ending)
     except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+        pass
     except SystemExit as ended:  # of a library, when the reader of stdout has gone
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
@@ -106,7 +129,7 @@ def _call(body: Callable[[], int]) -> int:
             stream.flush()
         except OSError:
             pass  # the reader has gone
-    return code
+    return 128 + signal.SIGINT if ending.asked else code
 
 
 def _shell_status(status: int) -> int:

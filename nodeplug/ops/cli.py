@@ -136,12 +136,12 @@ def demo(own_runtime: bool) -> int:
     """
     from nodeplug.harness import enclosure
 
-    def play() -> int:
+    def play(ending: enclosure.Ending) -> int:
         from nodeplug.ops.demo import scenario
         from nodeplug.ops.demo.show import Show
 
         try:
-            return scenario.run(Show(), door=door("cni"), own_runtime=own_runtime)
+            return scenario.run(Show(check=ending.check), door=door("cni"), own_runtime=own_runtime)
         except Error as error:
             click.echo(f"error: {error}", err=True)
             return 1

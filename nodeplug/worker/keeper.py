@@ -86,6 +86,7 @@ class Keeper:
         self._told: dict[str, str] = {}
         self._runs = self._failed = self._troubles = self._in_a_row = 0
         self._due = _uptime()
+        self._ahead = 0.0  # the clock of the last run, against the one that nobody sets
         self._thread = threading.Thread(target=self._run, name=f"chore-{chore.name}"[:15], daemon=True)
 
     @property
@@ -142,6 +143,7 @@ class Keeper:
     def _once(self) -> float | None:
         """One run: the seconds until the next, None when it failed."""
         self._bell.hear()  # what has changed until now, this run sees
+        self._ahead = time.time() - _uptime()
         turn = Turn(self._stop, self._say)
         alarm = threading.Timer(self.chore.patience, self._hangs)
         alarm.daemon = True
@@ -162,9 +164,8 @@ class Keeper:
         return min(_LONGEST, _LONGEST if wanted is None else max(0.0, wanted))
 
     def _wait(self, seconds: float) -> None:
-        """Until the time has come, the directory has changed or the clock was set, or the daemon ends."""
+        """Until the time has come, the directory changed, the clock was set since the run began, or the daemon ends."""
         until = _uptime() + seconds
-        ahead = time.time() - _uptime()
         while (left := until - _uptime()) > 0:
             heard = self._bell.fileno()
             ready = select.select([self._stop, *([heard] if heard >= 0 else ())], [], [], min(left, _STEP))[0]
@@ -173,7 +174,7 @@ class Keeper:
             if heard in ready and self._bell.hear():
                 self._stopped(_SETTLE)
                 return
-            if abs(time.time() - _uptime() - ahead) > _JUMP or self._bell.deaf:
+            if abs(time.time() - _uptime() - self._ahead) > _JUMP or self._bell.deaf:
                 return
 
     def _stopped(self, seconds: float) -> bool:

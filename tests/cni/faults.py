@@ -12,10 +12,11 @@ import signal
 import sys
 
 STEPS = {"socket.sendto", "open", "os.link", "os.remove", "os.rename", "os.mkdir", "os.listdir", "subprocess.Popen"}
-STEPS |= {"fcntl.ioctl"}
+STEPS |= {"os.symlink", "os.truncate", "os.utime", "os.rmdir", "fcntl.ioctl"}
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _TUN = ord("T")  # the type of ioctls that make taps; others only look
-_QUIET = ("/usr", "/proc/self", "/proc/thread-self", "/var/log", "/etc")
+CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_QUIET = ("/usr", "/proc/self", "/proc/thread-self", "/var/log", "/etc", CHECKOUT)
 
 
 def program(step: int, fault: str | int, name: str) -> list[str]:
@@ -24,24 +25,18 @@ def program(step: int, fault: str | int, name: str) -> list[str]:
 
 
 def _main(step: int, fault: str, name: str) -> None:
-    checkout = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    sys.path.insert(0, checkout)
+    sys.path.insert(0, CHECKOUT)
     from nodeplug.cni.main import main
 
     number = -1
-    quiet = (*_QUIET, checkout)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal number
-        if event not in STEPS or (event == "fcntl.ioctl" and int(str(arguments[1])) >> 8 & 0xFF != _TUN):
-            return
-        subject = arguments[0]
-        if isinstance(subject, str) and subject.startswith(quiet):
-            return
-        if fault == "kill" and not _changes(event, arguments):
+        if not is_step(event, arguments) or (fault == "kill" and not changes(event, arguments)):
             return
         number += 1
         if fault == "count":
+            subject = arguments[0]
             os.write(2, f"step {number} {event} {subject if isinstance(subject, str) else ''}\n".encode())
         elif number == step and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -52,7 +47,16 @@ def _main(step: int, fault: str, name: str) -> None:
     main([name])
 
 
-def _changes(event: str, arguments: tuple[object, ...]) -> bool:
+def is_step(event: str, arguments: tuple[object, ...]) -> bool:
+    """Whether what Python is about to do goes to the kernel or to files that a plugin works on."""
+    if event not in STEPS or (event == "fcntl.ioctl" and int(str(arguments[1])) >> 8 & 0xFF != _TUN):
+        return False
+    subject = arguments[0]
+    return not (isinstance(subject, str) and subject.startswith(_QUIET))
+
+
+def changes(event: str, arguments: tuple[object, ...]) -> bool:
+    """Whether that step may change something."""
     if event == "os.listdir":
         return False
     if event != "open":

@@ -62,7 +62,9 @@ class Host:
         ledger.adopt("flows", lambda: run(["conntrack", "-F"]))
         for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
             _set(ledger, name, "1")
-        _ip(f"link add {ledger.link(BRIDGE)} type bridge")
+        # Its address is its own: else it takes that of a port, another with each pod, which pods before would not know.
+        _ip(f"link add {ledger.link(BRIDGE)} address 0a:58:0a:63:00:01 type bridge")
+        _without_detection(BRIDGE, HERE)
         _ip(f"addr add {GATEWAY}/16 dev {BRIDGE}")
         _ip(f"addr add {GATEWAY6}/64 dev {BRIDGE} nodad")
         _ip(f"link set {BRIDGE} up")
@@ -147,4 +149,10 @@ def _wire(here: str, space: Space, ours: tuple[str, ...], theirs: tuple[str, ...
     for name, where, addresses in ((here, HERE, ours), ("eth0", space, theirs)):
         for address in addresses:
             _ip(f"addr add {address} dev {name}" + (" nodad" if ":" in address else ""), where)
+        _without_detection(name, where)
         _ip(f"link set {name} up", where)
+
+
+def _without_detection(name: str, space: Space) -> None:
+    """Link-local addresses count at once: until they do, nobody is looked for in the name of others."""
+    space.call(lambda: Path(f"/proc/sys/net/ipv6/conf/{name}/accept_dad").write_text("0"))

@@ -26,7 +26,7 @@ from nodeplug.harness import enclosure
 
 def enclosed(body: str) -> list[str]:
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
-    return [sys.executable, "-c", f"{HEAD}\ndef body():\n{lines}\n\nsys.exit(enclosure.run(body))"]
+    return [sys.executable, "-c", f"{HEAD}\ndef body(ending):\n{lines}\n\nsys.exit(enclosure.run(body))"]
 
 
 def test_inside_are_lo_and_empty_directories(directory: Path) -> None:
@@ -101,6 +101,26 @@ def test_request_to_end_reaches_the_body_as_an_interrupt(ledger: Ledger, number:
     assert process.wait() == 130
     assert "cleaned up" in process.output()
     until(lambda: not strays(), "what it started ends with it")
+
+
+LOSES_IT = """
+class Finalized:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)
+
+Finalized()
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("rest", ["ending.check()\nprint('did not stop')\nreturn 0", "return 0"])
+def test_request_that_a_finalizer_swallowed_is_still_known(ledger: Ledger, rest: str) -> None:
+    process = start(ledger, LOSES_IT + rest)
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 130
+    assert "Exception ignored in" in process.output() and "went on" in process.output()
+    assert "did not stop" not in process.output()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

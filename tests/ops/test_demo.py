@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -10,8 +11,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from nodeplug.harness.enclosure import Ending
 from nodeplug.harness.runtime import cgroups as control_groups
+from nodeplug.ops.demo.show import Show
 from tests.child import run, until
 from tests.ledger import Ledger
 from tests.needs import needs
@@ -100,6 +104,16 @@ def test_demo_that_is_ended_leaves_nothing(ledger: Ledger, moment: str, number: 
             control_groups.remove(name)
     else:
         assert [path for name in groups for path in Path("/sys/fs/cgroup").glob(f"*/{name}")] == []
+
+
+def test_no_step_begins_nor_ends_well_once_the_end_was_asked_for() -> None:
+    ending, begun = Ending(), []
+    show = Show(Console(file=io.StringIO()), check=ending.check)
+    with pytest.raises(KeyboardInterrupt), show.step("under way"), pytest.raises(KeyboardInterrupt):
+        ending.ask(signal.SIGINT, None)  # and that was lost
+    with pytest.raises(KeyboardInterrupt), show.step("the next"):
+        begun.append(True)
+    assert not begun
 
 
 def test_demo_without_root_says_what_it_needs() -> None:

@@ -107,7 +107,12 @@ def test_above_that_pace_the_writer_is_refused_the_node_is_not_and_health_says_s
 ) -> None:
     target = node.publish(medium="memory", rotate="punch", highWater="95", size="4Mi", maxSize="64Ki")
     elsewhere = os.statvfs(node.top)
+    until(lambda: node.account().created, "it is taken up")
+    assert worker.process is not None
+    worker.process.signal(signal.SIGSTOP)  # whatever else the machine does, the writer is quicker than that
     process = writer(ledger, target, "keeps", 300_000, 0)
+    until(lambda: os.statvfs(target).f_bavail == 0, "it is full", timeout=30)
+    worker.process.signal(signal.SIGCONT)
     assert refused(process) > 0
     until(lambda: "was full" in (worker.process.output() if worker.process else ""), "it is told", timeout=30)
     after = os.statvfs(node.top)

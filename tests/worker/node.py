@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,22 @@ BRIDGE: dict[str, Any] = {
 
 
 class Node:
-    """Its plugins are in `plugins`, in place of those of `before`; `more` is added to [worker] of its settings."""
+    """Its plugins are in `plugins`, in place of those of `before`; `more` is added to [worker] of its settings.
 
-    def __init__(self, ledger: Ledger, *, kind: Kind = "c", more: str = "", before: Path | None = None) -> None:
+    `program` is what runs as nodeplugd: a script and its first arguments.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        kind: Kind = "c",
+        more: str = "",
+        before: Path | None = None,
+        program: Sequence[str | Path] = (DAEMON,),
+    ) -> None:
         self.ledger = ledger
+        self.program = program
         self.directory = ledger.directory()
         self.plugins = self.directory / "bin"
         self.sockets = self.directory / "run"
@@ -61,7 +73,7 @@ class Node:
         return self.sockets / "cni.sock"
 
     def start(self, *, wait: bool = True, **environ: str) -> Process:
-        argv = [sys.executable, "-I", DAEMON, "--config", self.config]
+        argv = [sys.executable, "-I", *self.program, "--config", self.config]
         self.process = self.ledger.start(argv, env={**os.environ, **environ})
         if wait:
             self.await_worker()

@@ -199,6 +199,23 @@ def test_a_clock_that_is_set_calls_it(
     assert chore.last is not None and abs(chore.last.now - true() - by) < 60
 
 
+def test_a_clock_that_is_set_while_it_runs_calls_it_again(
+    keep: Callable[..., Kept], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the run reckoned with is the clock of before."""
+    monkeypatch.setattr(keeper, "_STEP", 0.05)
+    true = time.time
+
+    class Overtaken(Rounds):
+        def run(self, turn: keeper.Turn) -> float | None:
+            monkeypatch.setattr(time, "time", lambda: true() + 3600.0)
+            return super().run(turn)
+
+    chore = Overtaken({}, str(directory))
+    keep(chore)
+    until(lambda: chore.runs == 2, "it looks again")
+
+
 def test_the_end_is_bounded_though_one_hangs(ledger: Ledger) -> None:
     first, second = ledger.directory(), ledger.directory()
     add(first, "hang")

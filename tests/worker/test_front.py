@@ -175,9 +175,9 @@ def test_without_descriptors_left_it_turns_callers_away_and_recovers(module_ledg
 
     node = Node(ledger, more="connections = 1000\nthreads = 1\n[worker.log]\nlevel = 'warning'")
     process = node.start()
-    limit = files_of(node) + 10
+    limit = files_of(node) + 40  # it listens before it has opened all of its own
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
-    opened = [connect(node, ledger) for _ in range(60)]
+    opened = [connect(node, ledger) for _ in range(100)]
     assert any(is_closed(connection) for connection in opened[-30:])
     for connection in opened:
         connection.close()

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 _IDENTIFIER = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}")
@@ -26,10 +26,11 @@ class Step:
 
 
 class Show:
-    """The terminal."""
+    """The terminal. Each step begins and ends with `check()`, which raises when the demo is to end."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, check: Callable[[], None] = lambda: None) -> None:
         self.console = console or Console(highlight=False)
+        self._check = check
 
     def title(self, text: str, below: str) -> None:
         """The head of it all."""
@@ -43,7 +44,9 @@ class Show:
         step = Step()
         with self.console.status(escape(text)):
             try:
+                self._check()
                 yield step
+                self._check()
             except BaseException:
                 self.console.print(f"[red]✗[/] {escape(text)}", soft_wrap=True)
                 raise

@@ -1,0 +1,6 @@
+from tests.needs import needs
+
+
+@needs("program:no-such-program")
+def test_unannounced() -> None:
+    pass
