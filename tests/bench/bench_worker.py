@@ -110,22 +110,23 @@ class Contender:
 @pytest.fixture(scope="module")
 def nodes(module_ledger: Ledger) -> Iterator[list[Contender]]:
     c = Node(module_ledger, kind="c")
-    python = Node(module_ledger, kind="python")
+    python = Node(module_ledger, kind="python", beside=c)
     alone = Node(module_ledger, kind="python")
     c.start()
-    python.start()
     found = [Contender("Go", GO, 0), Contender("worker, C shim", c.plugins, 1)]
     found += [Contender("worker, launcher", python.plugins, 2), Contender("launcher alone", alone.plugins, 3)]
     for contender in found:
         for masq in (False, True):
             module_ledger.link(contender.chain(masq=masq)[0]["bridge"])
-    for family, table in (("inet", "nodeplug"), ("ip", "nat"), ("ip6", "nat")):
+    for family, table in (
+        ("inet", "nodeplug"),
+        *((family, name) for family in ("ip", "ip6") for name in ("nat", "filter")),
+    ):
         module_ledger.table(family, table)
     yield found
     rss = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{c.process.pid}/status").read_text())[0]  # type: ignore[union-attr]
     print(f"\nresident memory of the worker at the end: {int(rss) / 1024:.1f} MiB")
-    for node in (c, python):
-        node.stop()
+    c.stop()
     for path in Path("/run").glob("xtables.lock"):
         path.unlink()
 

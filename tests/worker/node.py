@@ -38,7 +38,8 @@ BRIDGE: dict[str, Any] = {
 class Node:
     """Its plugins are in `plugins`, in place of those of `before`; `more` is added to [worker] of its settings.
 
-    `program` is what runs as nodeplugd: a script and its first arguments.
+    `program` is what runs as nodeplugd: a script and its first arguments. With `beside` it has no nodeplugd of its own:
+    its plugins call that of the other.
     """
 
     def __init__(
@@ -49,12 +50,13 @@ class Node:
         more: str = "",
         before: Path | None = None,
         program: Sequence[str | Path] = (DAEMON,),
+        beside: Node | None = None,
     ) -> None:
         self.ledger = ledger
         self.program = program
         self.directory = ledger.directory()
         self.plugins = self.directory / "bin"
-        self.sockets = self.directory / "run"
+        self.sockets = beside.sockets if beside is not None else self.directory / "run"
         self.config = self.directory / "etc"
         self.config.mkdir()
         self.configure(more)
