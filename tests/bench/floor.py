@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from nodeplug.kernel.netlink import NETLINK_ROUTE, Netlink
 from nodeplug.kernel.netns import Netns
 from nodeplug.kernel.rtnl import addresses, links, routes, veths
 from tests.bench.pods import a_pod
 from tests.bench.timer import Watch
+from tests.space import Space
 
 
-def floor(bridge: str, *, label: str) -> Callable[[Watch], None]:
+def floor(
+    bridge: str, *, label: str, pods: Callable[[], AbstractContextManager[Space]] = a_pod
+) -> Callable[[Watch], None]:
     """A pod's veth on that bridge with address and default route, and nothing but the messages for it."""
 
     def life(watch: Watch) -> None:
         ip, gateway = bytes((10, 250, 255, 250)), bytes((10, 250, 255, 254))
-        with a_pod() as pod, Netns.open(pod.path) as netns, Netlink(NETLINK_ROUTE) as host:
+        with pods() as pod, Netns.open(pod.path) as netns, Netlink(NETLINK_ROUTE) as host:
             with watch.lap(label), Netlink(NETLINK_ROUTE, netns=netns) as inside:
                 master, _ = links.find_each(host, bridge, "npfloor")
                 assert master is not None
