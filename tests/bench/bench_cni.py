@@ -57,7 +57,7 @@ class Contender:
         ]
         if ports:
             self.count += 2
-            base = 1024 + self.octet * 100 + self.count % 20_000
+            base = 1024 + (self.octet - 60) * 20_000 + self.count % 20_000
             mappings = [{**port, "hostPort": base + n} for n, port in enumerate(PORTS)]
             chain.append({**common, "type": "portmap", "runtimeConfig": {"portMappings": mappings}})
         return chain
@@ -188,31 +188,21 @@ GROWTH = {"Go": 200, "nodeplug": 1000}
 """How many attachments each ends with: the reference's own ADD at a thousand takes so long that nobody would wait."""
 
 
-def bench_growth_with_attachments(contenders: dict[str, Contender], ledger: Ledger) -> None:
-    """ADD with ipMasq and portmap at 10 attachments of the same node and at many, ours and Go's."""
-    spaces: list[tuple[Contender, Space, list[dict[str, Any]], dict[str, Any]]] = []
-    tables = []
-    medians: dict[str, list[float]] = {name: [] for name in GROWTH}
-    grown = {name: contenders[name] for name in GROWTH}
-    for goals in (dict.fromkeys(GROWTH, 10), GROWTH):
-        for name, contender in grown.items():
-            held = sum(1 for owner, *_ in spaces if owner is contender)
-            for _ in range(goals[name] - held):
-                space = ledger.netns()
-                chain = contender.network(masquerade=True, ports=True)
-                spaces.append((contender, space, chain, contender.add(Watch(), "fill", space, chain)))
-        report = measure(
-            {name: life(contender, masquerade=True, ports=True) for name, contender in grown.items()}, rounds=50
-        )
-        title = f"ADD and DEL beside {' and '.join(f'{goals[name]} attachments of {name}' for name in grown)}"
-        tables.append(report.markdown(title=title, command="make bench", versions=versions()))
-        for name in grown:
-            medians[name].append(median(report.walls("ADD", name)))
-    print()
-    print("\n".join(tables))
-    for name, (few, many) in medians.items():
-        print(f"ADD at {GROWTH[name]} attachments over ADD at 10, {name}: {many / few:.2f}")
-    for contender, space, chain, result in spaces:
+@pytest.mark.parametrize("name", GROWTH)
+def bench_growth_with_attachments(contenders: dict[str, Contender], ledger: Ledger, name: str) -> None:
+    """ADD with ipMasq and portmap at 10 attachments of the node and at many; each by itself, as a node has either."""
+    contender = contenders[name]
+    pods: list[tuple[Space, list[dict[str, Any]], dict[str, Any]]] = []
+    medians = []
+    for goal in (10, GROWTH[name]):
+        while len(pods) < goal:
+            space, chain = ledger.netns(), contender.network(masquerade=True, ports=True)
+            pods.append((space, chain, contender.add(Watch(), "fill", space, chain)))
+        report = measure({name: life(contender, masquerade=True, ports=True)}, rounds=50)
+        print(f"\n{report.markdown(title=f'beside {goal} attachments of {name}', command='make bench')}")
+        medians.append(median(report.walls("ADD", name)))
+    print(f"ADD at {GROWTH[name]} attachments over ADD at 10, {name}: {medians[1] / medians[0]:.2f}")
+    for space, chain, result in pods:
         contender.delete(Watch(), "empty", space, chain, result)
 
 
