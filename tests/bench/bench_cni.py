@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -38,20 +39,20 @@ class Contender:
     leases: Path
     count: int = 0
 
-    def network(self, *, masquerade: bool, ports: bool) -> list[dict[str, Any]]:
-        """The plugins of the chain, as configurations without a result."""
-        common = {"cniVersion": "1.0.0", "name": f"bench-{self.bridge}"}
+    def network(self, *, masquerade: bool, ports: bool, place: int = 0) -> list[dict[str, Any]]:
+        """The plugins of the chain, as configurations without a result; each `place` is a network of its own."""
+        common = {"cniVersion": "1.0.0", "name": f"bench-{self.bridge}{place or ''}"}
         chain: list[dict[str, Any]] = [
             {
                 **common,
                 "type": "bridge",
-                "bridge": self.bridge,
+                "bridge": f"{self.bridge}{place or ''}",
                 "isDefaultGateway": True,
                 "ipMasq": masquerade,
                 "ipam": {
                     "type": "host-local",
                     "dataDir": str(self.leases),
-                    "ranges": [[{"subnet": f"10.{self.octet}.0.0/16"}]],
+                    "ranges": [[{"subnet": f"10.{self.octet + 10 * place}.0.0/16"}]],
                 },
             }
         ]
@@ -190,14 +191,20 @@ GROWTH = {"Go": 200, "nodeplug": 1000}
 
 @pytest.mark.parametrize("name", GROWTH)
 def bench_growth_with_attachments(contenders: dict[str, Contender], ledger: Ledger, name: str) -> None:
-    """ADD with ipMasq and portmap at 10 attachments of the node and at many; each by itself, as a node has either."""
+    """ADD with ipMasq and portmap at 10 attachments of the node and at many; each by itself, as a node has either.
+
+    There are as many networks as nodes' /24s for so many pods.
+    """
     contender = contenders[name]
     pods: list[tuple[Space, list[dict[str, Any]], dict[str, Any]]] = []
     medians = []
     for goal in (10, GROWTH[name]):
         while len(pods) < goal:
-            space, chain = ledger.netns(), contender.network(masquerade=True, ports=True)
+            place = len(pods) // 250
+            ledger.link(f"{contender.bridge}{place or ''}")
+            space, chain = ledger.netns(), contender.network(masquerade=True, ports=True, place=place)
             pods.append((space, chain, contender.add(Watch(), "fill", space, chain)))
+        time.sleep(5)  # new namespaces look for routers at first
         report = measure({name: life(contender, masquerade=True, ports=True)}, rounds=50)
         print(f"\n{report.markdown(title=f'beside {goal} attachments of {name}', command='make bench')}")
         medians.append(median(report.walls("ADD", name)))
