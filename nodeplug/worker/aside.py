@@ -28,26 +28,39 @@ class Asides:
         self._lock = threading.Lock()
         self._threads = 0
         self._free = 0
+        self._closed = False
 
     def do(self, work: Callable[[], object]) -> Job:
-        """Have it done; where all are busy, before this returns."""
+        """Have it done; where all are busy, or have been told to end, before this returns."""
         job = Job(work)
-        with self._lock:
-            made = self._free == 0 and self._threads < MOST
-            taken = made or self._free > 0
-            self._threads += made
-            self._free -= taken and not made
-        if made:
-            threading.Thread(target=self._run, name="aside", daemon=True).start()
-        if taken:
-            self._jobs.put(job)
-        else:
+        if not self._take(job):
             job.run()
         return job
 
+    def _take(self, job: Job) -> bool:
+        """Whether there is a thread for it."""
+        with self._lock:
+            if self._closed:
+                return False
+            if self._free > 0:
+                self._free -= 1
+            elif self._threads < MOST:
+                try:
+                    threading.Thread(target=self._run, name="aside", daemon=True).start()
+                except RuntimeError:  # as many threads as there may be
+                    return False
+                self._threads += 1
+            else:
+                return False
+            self._jobs.put(job)
+            return True
+
     def close(self) -> None:
         """Let them end as soon as they have nothing to do."""
-        for _ in range(self._threads):
+        with self._lock:
+            self._closed = True
+            threads = self._threads
+        for _ in range(threads):
             self._jobs.put(None)
 
     def _run(self) -> None:

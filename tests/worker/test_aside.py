@@ -57,3 +57,5 @@ def test_where_all_are_busy_the_caller_does_it_himself() -> None:
     go.set()
     assert all(job.over(20) for job in held)
     asides.close()
+    assert asides.do(lambda: here.append("after the end")).over(0.0)
+    assert here[1:] == ["after the end"]
